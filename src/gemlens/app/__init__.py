@@ -1,0 +1,1 @@
+"""The door: command line and, later, the web. Nobody imports it."""

@@ -1,0 +1,1 @@
+"""The language model: loading, hooks, running. Never sees a dictionary."""

@@ -1,0 +1,1 @@
+"""Dictionaries: loading and arithmetic. Never sees a language model."""

@@ -1,0 +1,1 @@
+"""Where model, dictionaries and text meet: one question a file, each returns a record."""
