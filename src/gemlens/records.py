@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ActiveFeatures", "Analysis", "DictionaryInfo", "FeatureActivation", "Fidelity", "Provenance", "TokenRecord"]
+__all__ = ["ActiveFeatures", "Analysis", "DictionaryInfo", "FeatureActivation", "Fidelity", "LossWith", "Provenance", "TokenRecord"]
 
 SCHEMA_VERSION = 1
 
@@ -139,3 +139,69 @@ class Analysis:
         from gemlens.report.notebook import token_view
 
         return token_view(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LossWith:
+    """Cross-entropy of the next token with a site edited, against the clean model on the same tokens."""
+
+    ce: float
+    """Nats a token."""
+    above_clean: float
+    """Nats a token more than the clean model."""
+    standard_error: float
+    """Of ``above_clean``: paired, over rows of text, since tokens of a row are not independent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How well a dictionary stands in for the activations it was trained on. BOS is left out of everything."""
+
+    dictionary: DictionaryInfo
+    writes: str
+    """Site that the reconstruction is held against; another than ``dictionary.site`` for a transcoder."""
+    model_id: str
+    tokens_measured: int
+    """Tokens behind L0 and variance, BOS counted in."""
+    ce_tokens: int
+    """Tokens behind the cross-entropies, BOS counted in."""
+    l0: float
+    """Mean number of active features a token."""
+    l0_at_bos: float
+    variance_explained: float
+    """1 - sum|x - x^|^2 / sum|x - mean|^2, pooled over tokens and dimensions."""
+    fvu: float
+    """Fraction of variance unexplained, the rest."""
+    variance_explained_trimmed: float
+    """The same without the 1 % of tokens of largest norm."""
+    variance_explained_tutorial: float
+    """1 - mean((x - x^)^2) / var(x) with a single mean and variance over all numbers, as the Gemma Scope tutorial
+    computes it. Much of that variance is between dimensions: predicting the mean alone scores
+    ``variance_explained_tutorial_of_mean``."""
+    variance_explained_tutorial_of_mean: float
+    cosine: float
+    """Mean cosine of activation and reconstruction."""
+    silent: float
+    """Share of features that never fired on the measured tokens."""
+    high_norm_share: float
+    """Share of the variance that the 1 % of tokens of largest norm hold."""
+    norm_max_over_median: float
+    ce_clean: float
+    spliced: LossWith
+    """The activation replaced by its reconstruction."""
+    zeroed: LossWith
+    mean_ablated: LossWith
+    """The activation replaced by its mean."""
+    verdict: tuple[str, ...]
+    """In words, worst first."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ce_recovered(self) -> float:
+        """Share of the loss of zeroing the site that the reconstruction avoids."""
+        return 1 - self.spliced.above_clean / self.zeroed.above_clean
+
+    @property
+    def ce_recovered_mean(self) -> float:
+        """The same against replacing the activation by its mean, a much harder baseline."""
+        return 1 - self.spliced.above_clean / self.mean_ablated.above_clean

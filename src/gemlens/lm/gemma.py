@@ -1,0 +1,207 @@
+"""Gemma: run a model only as deep as somebody looks, generate while looking.
+
+The model is Hugging Face's own; nothing of its arithmetic is rebuilt here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gemlens.errors import MismatchError, WeightsError
+from gemlens.lm.hooks import Side, StopForward, read
+from gemlens.sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+__all__ = ["Model", "activations", "check_finite", "generate", "logits", "module_at", "reading"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A Hugging Face Gemma with its tokenizer."""
+
+    module: PreTrainedModel
+    """The ``...ForCausalLM``, in eval mode."""
+    tokenizer: PreTrainedTokenizerFast
+    name: str
+    """As the user asked for it: ``google/gemma-3-270m-it``, ``starter``, a folder."""
+    revision: str | None = None
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Embeddings, blocks and final norm, without the head."""
+        return self.module.model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.backbone.layers  # type: ignore[return-value]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.dtype
+
+    @property
+    def context(self) -> int:
+        """Longest text in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def bos(self) -> int:
+        return self.tokenizer.bos_token_id  # type: ignore[return-value]
+
+
+def module_at(model: Model, site: Site) -> tuple[nn.Module, Side]:
+    """The module that carries ``site`` and the side it is on.
+
+    Raises:
+        MismatchError: the model has no such layer.
+    """
+    if site.layer >= model.n_layers:
+        raise MismatchError(
+            f"{site} does not exist in {model.name}: its layers are 0 to {model.n_layers - 1}; "
+            "choose a dictionary of one of them"
+        )
+    block = model.blocks[site.layer]
+    return block.get_submodule(site.place.module), site.place.side
+
+
+@contextmanager
+def reading(model: Model, sites: Iterable[Site], *, stop: bool = False) -> Iterator[dict[Site, list[Tensor]]]:
+    """Collect what passes each site, a tensor a forward call; ``stop`` ends the pass after the deepest site."""
+    ordered = sorted(set(sites), key=lambda site: site.depth)
+    with ExitStack() as stack:
+        yield {
+            site: stack.enter_context(read(*module_at(model, site), stop=stop and site == ordered[-1]))
+            for site in ordered
+        }
+
+
+@torch.no_grad()
+def activations(model: Model, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """Activations at some sites, without computing anything deeper than the deepest of them.
+
+    Args:
+        tokens: [batch, n] ids without padding.
+        sites: what to read.
+
+    Returns:
+        For each site [batch, n, d] in the model's dtype; d is heads x head_dim at ``attn_out``, else d_model.
+
+    Raises:
+        MismatchError: the model lacks a layer.
+        WeightsError: the activations are not finite.
+    """
+    with reading(model, sites, stop=True) as found:
+        try:
+            model.backbone(input_ids=tokens.to(model.device), use_cache=False)
+        except StopForward:
+            pass
+    result = {site: tensors[0] for site, tensors in found.items()}
+    check_finite(model, result)
+    return result
+
+
+@torch.no_grad()
+def logits(model: Model, residual: Tensor) -> Tensor:
+    """Next-token logits [..., vocab] of the last block's output [..., d_model], through the model's norm and head."""
+    scores = model.module.lm_head(model.backbone.norm(residual))  # type: ignore[operator]
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    tokens: Tensor,
+    sites: Sequence[Site],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    greedy: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Continue a text and keep the activations that the model computed on the way.
+
+    Args:
+        tokens: [1, n] ids.
+        sites: what to read.
+
+    Returns:
+        [1, n + new] ids, and for each site [1, n + new, d]. The last token is sampled but never read by
+        ``generate``; it is run through the cache once more, no deeper than the deepest site.
+
+    Raises:
+        WeightsError: the activations are not finite.
+    """
+    sampling: dict[str, Any] = {"do_sample": False}
+    if not greedy and temperature > 0:
+        # top_k=0: no cut but the one that was asked for.
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    tokens = tokens.to(model.device)
+    with reading(model, sites) as found, torch.random.fork_rng(), _quiet_generation(model, sampling["do_sample"]):
+        torch.manual_seed(seed)
+        output = model.module.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            return_dict_in_generate=True,
+            use_cache=True,
+            **sampling,
+        )
+    ids = output.sequences
+    with reading(model, sites, stop=True) as last:
+        try:
+            model.backbone(input_ids=ids[:, -1:], past_key_values=output.past_key_values, use_cache=True)
+        except StopForward:
+            pass
+    result = {site: torch.cat([*found[site], *last[site]], dim=1) for site in found}
+    check_finite(model, result)
+    return ids, result
+
+
+@contextmanager
+def _quiet_generation(model: Model, sample: bool) -> Iterator[None]:
+    """Hide the sampling defaults that some checkpoints ship, which transformers warns about when decoding greedily."""
+    config = model.module.generation_config
+    names = ("temperature", "top_p", "top_k")
+    saved = {name: getattr(config, name) for name in names}  # type: ignore[union-attr]
+    try:
+        if not sample:
+            for name in names:
+                setattr(config, name, None)
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(config, name, value)
+
+
+def check_finite(model: Model, read_out: dict[Site, Tensor]) -> None:
+    """Refuse NaN and infinity before they turn into features.
+
+    Raises:
+        WeightsError: naming the first site that holds one.
+    """
+    for site, tensor in read_out.items():
+        if not torch.isfinite(tensor).all():
+            way_out = "try --dtype bfloat16 or float32" if model.dtype == torch.float16 else "download it again"
+            raise WeightsError(f"{model.name} computes values at {site} that are not finite; {way_out}")

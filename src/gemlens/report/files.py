@@ -1,0 +1,83 @@
+"""Write results so that a file under its final name is always whole, and fail before the work rather than after it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from gemlens.errors import InputError, OutputError
+from gemlens.records import Analysis
+
+__all__ = ["KINDS", "check_folder", "export", "write"]
+
+Kind = Literal["html", "json", "jsonl"]
+KINDS: tuple[Kind, ...] = ("html", "json", "jsonl")
+
+
+def write(text: str, path: str | os.PathLike[str]) -> None:
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all: a reader sees the old file or the new one."""
+    path = Path(path)
+    # Not tempfile: its files are readable by their owner only, and keep that mode under the final name.
+    temporary = path.with_name(f".gemlens-{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            # Also on Ctrl-C. What the clean-up runs into is not the error to report.
+            _remove(temporary)
+            raise
+    except (OSError, ValueError) as error:
+        raise OutputError(_why(path, error)) from error
+
+
+def check_folder(out_dir: str | os.PathLike[str]) -> Path:
+    """Create ``out_dir`` and prove that it takes a file; call it before the expensive part."""
+    folder = Path(out_dir)
+    probe = folder / f".gemlens-{secrets.token_hex(6)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        _remove(probe)
+        raise OutputError(_why(folder, error)) from error
+    return folder
+
+
+def export(analysis: Analysis, kind: Kind, out_dir: str | os.PathLike[str]) -> Path:
+    """Write ``gemma_scope_2_report.<kind>`` into ``out_dir`` (created if need be) and return its path."""
+    if kind not in KINDS:
+        raise InputError(f"no export named {kind!r}; there is {', '.join(KINDS)}")
+    path = check_folder(out_dir) / f"gemma_scope_2_report.{kind}"
+    write(_render(analysis, kind), path)
+    return path
+
+
+def _render(analysis: Analysis, kind: Kind) -> str:
+    if kind == "html":
+        from gemlens.report.html import to_html
+
+        return to_html(analysis)
+    from gemlens.report.json import to_json, to_jsonl
+
+    return to_json(analysis) if kind == "json" else to_jsonl(analysis)
+
+
+def _why(path: Path, error: OSError | ValueError) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    step = "free some space or write elsewhere" if full else "choose a folder that can be written"
+    return f"cannot write {str(path)!r}: {reason}; {step}"
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""Does a dictionary fit a model? Refuse what cannot work, warn of what might mislead."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+from gemlens.errors import MismatchError
+from gemlens.lm.gemma import Model, module_at
+from gemlens.lm.starter import STARTER_NAME
+from gemlens.scope.sae import SAE
+from gemlens.sites import Site
+
+__all__ = ["check_fit", "site_width"]
+
+_GENERATION = re.compile(r"gemma-(\d)")
+
+
+def check_fit(model: Model, dictionary: SAE) -> list[str]:
+    """Warnings about pairing ``dictionary`` with ``model``; empty when it was trained on it.
+
+    Siblings (``pt`` and ``it``) and fine-tunes share shapes and most features, so they run, with a warning.
+
+    Raises:
+        MismatchError: the model lacks the layer, its activations have another width, or it is of another generation.
+    """
+    info = dictionary.info
+    trained_on = info.model_name or "another model"
+    for site, width in ((dictionary.reads, dictionary.d_in), (dictionary.writes, dictionary.d_out)):
+        module_at(model, site)  # raises for a layer that the model lacks
+        if (there := site_width(model, site)) != width:
+            raise MismatchError(
+                f"{info.id} expects {width} numbers at {site}, {model.name} has {there}; "
+                f"it was trained on {trained_on}: choose that model, or a dictionary of this one"
+            )
+    ours, theirs = _plain_name(model.name), _plain_name(info.model_name or "")
+    generations = [match[1] for name in (ours, theirs) if (match := _GENERATION.search(name))]
+    if len(set(generations)) == 2:
+        raise MismatchError(
+            f"{info.id} was trained on {trained_on}, {model.name} is of another generation; choose a matching pair"
+        )
+    if theirs and ours != theirs:
+        return [f"{info.category}/{info.id} was trained on {info.model_name}, not on {model.name}: features may mislead"]
+    return []
+
+
+def site_width(model: Model, site: Site) -> int:
+    """Numbers a token at ``site``."""
+    config = model.config
+    return config.num_attention_heads * config.head_dim if site.name == "attn_out" else config.hidden_size
+
+
+def _plain_name(name: str) -> str:
+    """``google/gemma-3-270m-pt``, ``models/gemma-3-270m`` -> ``gemma-3-270m``: base models go by either name."""
+    if name == STARTER_NAME:
+        return "gemma-3-270m"
+    return PurePath(name).name.lower().removesuffix("-pt")

@@ -1,0 +1,55 @@
+"""What a dictionary's figures mean, in words: chiefly whether it sits at the right site and scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gemlens.records import Fidelity
+
+__all__ = ["verdict"]
+
+
+def verdict(figures: Fidelity) -> Fidelity:
+    """The same record with ``verdict`` filled in, worst news first."""
+    said = [*_site_or_scale(figures), *_quality(figures)]
+    return replace(figures, verdict=tuple(said))
+
+
+def _site_or_scale(figures: Fidelity) -> list[str]:
+    width, l0 = figures.dictionary.width, figures.l0
+    said = []
+    if figures.variance_explained < 0:
+        said.append(
+            f"WRONG SITE OR SCALE: the reconstruction is further from {figures.writes} than its mean is "
+            f"(variance explained {figures.variance_explained:.2f}); check layer, site and model"
+        )
+    if l0 > max(1000.0, 0.1 * width):
+        said.append(f"WRONG SITE OR SCALE: {l0:.0f} of {width} features fire on a token; a sparse code has tens")
+    if l0 < 1:
+        said.append(f"WRONG SITE OR SCALE: hardly any feature fires ({l0:.2f} a token)")
+    if figures.spliced.above_clean > figures.zeroed.above_clean:
+        said.append(
+            "HARMFUL: splicing the reconstruction in costs more than zeroing the site "
+            f"({figures.spliced.above_clean:.2f} against {figures.zeroed.above_clean:.2f} nats)"
+        )
+    return said
+
+
+def _quality(figures: Fidelity) -> list[str]:
+    said = []
+    cost = figures.spliced
+    recovered = figures.ce_recovered_mean
+    if figures.variance_explained >= 0:
+        word = "good" if recovered >= 0.9 else "fair" if recovered >= 0.7 else "poor"
+        said.append(
+            f"{word}: the reconstruction costs {cost.above_clean:.3f} ± {cost.standard_error:.3f} nats a token and "
+            f"recovers {recovered:.0%} of what replacing {figures.writes} by its mean costs"
+        )
+    if figures.silent > 0.1:
+        said.append(f"{figures.silent:.0%} of the features never fired on {figures.tokens_measured:,} tokens")
+    if figures.norm_max_over_median > 4:
+        said.append(
+            f"some tokens have {figures.norm_max_over_median:.0f} times the median norm; the largest 1 % hold "
+            f"{figures.high_norm_share:.0%} of the variance"
+        )
+    return said

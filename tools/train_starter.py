@@ -1,0 +1,129 @@
+"""Train the starter's dictionary from nothing and write its card.
+
+    python tools/train_starter.py --texts CORPORA --held-out FILE --out FOLDER [--tokens 4000000]
+
+Trains on every text file of CORPORA but FILE, measures on FILE by the fidelity protocol and on a million tokens of
+the training mix, and writes FOLDER/resid_post/layer_12_width_4k_l0_medium/{config.json, params.safetensors,
+card.json, max_activation.safetensors}. About 2,500 tokens a second on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from gemlens import __version__
+from gemlens.data.corpus import documents, read_documents, shuffled
+from gemlens.lm.load import load_model
+from gemlens.records import DictionaryInfo
+from gemlens.scope.load import STARTER_DICTIONARY, load_sae
+from gemlens.scope.save import save_sae
+from gemlens.sites import parse_site
+from gemlens.study.activity import activity
+from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.train.fit import FitConfig, Progress, fit
+from gemlens.train.stream import activation_stream, shuffled_batches
+
+DEAD_TOKENS = 1_000_000
+
+
+def main() -> None:
+    options = _options()
+    config = FitConfig(tokens=options.tokens, l0=options.l0, lr=options.lr)
+    category, name = STARTER_DICTIONARY.split("/")
+    model = load_model("starter", dtype="bfloat16")
+    held_out = Path(options.held_out).resolve()
+    files = [file for file in documents([options.texts]) if file.resolve() != held_out]
+    mix = shuffled(files, seed=config.seed)
+    rows = rows_of(model, mix, length=config_length(options))
+    stream = activation_stream(model, rows, parse_site(config.site))
+    info = DictionaryInfo(
+        release="starter",
+        category=category,
+        id=name,
+        site=config.site,
+        layer=parse_site(config.site).layer,
+        width=config.width,
+        neuronpedia=None,
+        model_name="google/gemma-3-270m",
+    )
+    started = time.monotonic()
+    sae = fit(shuffled_batches(stream, batch=config.batch, seed=config.seed), config, info=info, report=_print)
+    minutes = (time.monotonic() - started) / 60
+    folder = Path(options.out) / STARTER_DICTIONARY
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_sae(sae, folder, l0=config.l0)
+    # The card describes the file as it is stored, in bfloat16.
+    sae = load_sae(str(options.out), STARTER_DICTIONARY)
+    fresh = activation_stream(model, rows_of(model, mix, length=128), parse_site(config.site))
+    seen = activity(sae, chain(fresh), DEAD_TOKENS)
+    save_file({"max_activation": seen.max_activation, "count": seen.count}, folder / "max_activation.safetensors")
+    measured = fidelity(load_model("starter"), sae, read_documents(held_out))
+    card = {
+        "l0": measured.l0,
+        "variance_explained": measured.variance_explained,
+        "fvu": measured.fvu,
+        "variance_explained_trimmed": measured.variance_explained_trimmed,
+        "variance_explained_tutorial": measured.variance_explained_tutorial,
+        "cosine": measured.cosine,
+        "ce_clean": measured.ce_clean,
+        "ce_spliced": measured.spliced.ce,
+        "ce_zero": measured.zeroed.ce,
+        "ce_mean": measured.mean_ablated.ce,
+        "ce_above_clean": measured.spliced.above_clean,
+        "ce_above_clean_standard_error": measured.spliced.standard_error,
+        "ce_recovered": measured.ce_recovered,
+        "ce_recovered_mean": measured.ce_recovered_mean,
+        "dead": seen.dead,
+        "dead_tokens": seen.tokens,
+        "max_activation": "max_activation.safetensors",
+        "tokens_trained": config.steps * config.batch,
+        "tokens_measured": measured.tokens_measured,
+        "tokens_measured_ce": measured.ce_tokens,
+        "minutes_trained": round(minutes, 1),
+        "gemlens_version": __version__,
+        "config": asdict(config),
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(card, indent=2))
+    print("\n".join(measured.verdict))
+
+
+def config_length(options: argparse.Namespace) -> int:
+    return options.length
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", required=True)
+    parser.add_argument("--held-out", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--length", type=int, default=256, help="tokens a row of training text")
+    parser.add_argument("--l0", type=float, default=FitConfig.l0)
+    parser.add_argument("--lr", type=float, default=FitConfig.lr)
+    return parser.parse_args()
+
+
+def _print(at: Progress) -> None:
+    if at.step % 50 == 0 or at.step == at.steps:
+        left = (at.steps - at.step) * FitConfig.batch / at.tokens_per_second / 60
+        print(
+            f"step {at.step}/{at.steps}  loss {at.loss:.4f}  fvu {at.fvu:.4f}  dead {at.dead}  "
+            f"{at.tokens_per_second:,.0f} tokens/s  {left:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
