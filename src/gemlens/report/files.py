@@ -12,7 +12,9 @@ from typing import Literal
 from gemlens.errors import InputError, OutputError
 from gemlens.records import Analysis
 
-__all__ = ["KINDS", "check_folder", "export", "write"]
+__all__ = ["KINDS", "REPORT", "check_folder", "export", "write"]
+
+REPORT = "gemma_scope_2_report"
 
 Kind = Literal["html", "json", "jsonl"]
 KINDS: tuple[Kind, ...] = ("html", "json", "jsonl")
@@ -52,11 +54,11 @@ def check_folder(out_dir: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def export(analysis: Analysis, kind: Kind, out_dir: str | os.PathLike[str]) -> Path:
-    """Write ``gemma_scope_2_report.<kind>`` into ``out_dir`` (created if need be) and return its path."""
+def export(analysis: Analysis, kind: Kind, out_dir: str | os.PathLike[str], *, name: str = REPORT) -> Path:
+    """Write ``<name>.<kind>`` into ``out_dir`` (created if need be) and return its path."""
     if kind not in KINDS:
         raise InputError(f"no export named {kind!r}; there is {', '.join(KINDS)}")
-    path = check_folder(out_dir) / f"gemma_scope_2_report.{kind}"
+    path = check_folder(out_dir) / f"{name}.{kind}"
     write(_render(analysis, kind), path)
     return path
 

@@ -44,10 +44,14 @@ def to_json(analysis: Analysis) -> str:
     return escape_surrogates(json.dumps(to_dict(analysis), ensure_ascii=False, allow_nan=False, indent=2)) + "\n"
 
 
-def to_jsonl(analysis: Analysis) -> str:
-    """Return one line a token, each complete in itself: rows of many prompts can be concatenated and filtered."""
+def to_jsonl(analysis: Analysis, *, prompt_index: int | None = None) -> str:
+    """Return one line a token, each complete in itself: rows of many prompts can be concatenated and filtered.
+
+    ``prompt_index`` tells them apart again.
+    """
     first = analysis.dictionaries[0]
-    shared: dict[str, Any] = {
+    shared: dict[str, Any] = {} if prompt_index is None else {"prompt_index": prompt_index}
+    shared |= {
         "model_id": analysis.model_id,
         "sae_release": first.release,
         "sae_category": first.category,
