@@ -65,7 +65,7 @@ def main() -> None:
     sae = load_sae(str(options.out), STARTER_DICTIONARY)
     fresh = activation_stream(model, rows_of(model, mix, length=128), parse_site(config.site))
     seen = activity(sae, chain(fresh), DEAD_TOKENS)
-    save_file({"max_activation": seen.max_activation, "count": seen.count}, folder / "max_activation.safetensors")
+    save_file({"max_activation": seen.max_activation, "tokens_active": seen.fired}, folder / "max_activation.safetensors")
     measured = fidelity(load_model("starter"), sae, read_documents(held_out))
     card = {
         "l0": measured.l0,

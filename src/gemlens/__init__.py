@@ -1,28 +1,117 @@
 """gemlens: a microscope for Gemma 2 and 3.
 
+    import gemlens
+
+    model = gemlens.load_model("starter")
+    sae = gemlens.load_sae("starter", "resid_post/layer_12_width_4k_l0_medium")
+    gemlens.analyze(model, sae, "The capital of France is")
+
 The public names are imported on first use, so that ``import gemlens`` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemlens.errors import (
+        AccessError,
+        GemlensError,
+        InputError,
+        MismatchError,
+        MissingPackageError,
+        NetworkError,
+        NotFoundError,
+        OutputError,
+        WeightsError,
+    )
+    from gemlens.lm.gemma import Model
+    from gemlens.lm.load import load_model
+    from gemlens.records import Analysis, Fidelity
+    from gemlens.report.html import to_html
+    from gemlens.report.json import to_json, to_jsonl
+    from gemlens.scope.features import Features
+    from gemlens.scope.load import load_sae
+    from gemlens.scope.sae import SAE
+    from gemlens.scope.save import save_sae
+    from gemlens.sites import Site, parse_site
+    from gemlens.study.analyze import analyze
+    from gemlens.study.fidelity import fidelity
+    from gemlens.train.fit import FitConfig, fit
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AccessError",
+    "Analysis",
+    "Features",
+    "Fidelity",
+    "FitConfig",
+    "GemlensError",
+    "InputError",
+    "MismatchError",
+    "MissingPackageError",
+    "Model",
+    "NetworkError",
+    "NotFoundError",
+    "OutputError",
+    "SAE",
+    "Site",
+    "WeightsError",
+    "__version__",
+    "analyze",
+    "fidelity",
+    "fit",
+    "load_model",
+    "load_sae",
+    "parse_site",
+    "save_sae",
+    "to_html",
+    "to_json",
+    "to_jsonl",
+]
+
 _HOME = {
-    "errors": ["GemlensError"],
-    "records": ["Analysis"],
+    "errors": [
+        "AccessError",
+        "GemlensError",
+        "InputError",
+        "MismatchError",
+        "MissingPackageError",
+        "NetworkError",
+        "NotFoundError",
+        "OutputError",
+        "WeightsError",
+    ],
+    "lm.gemma": ["Model"],
+    "lm.load": ["load_model"],
+    "records": ["Analysis", "Fidelity"],
+    "report.html": ["to_html"],
+    "report.json": ["to_json", "to_jsonl"],
+    "scope.features": ["Features"],
+    "scope.load": ["load_sae"],
+    "scope.sae": ["SAE"],
+    "scope.save": ["save_sae"],
+    "sites": ["Site", "parse_site"],
+    "study.analyze": ["analyze"],
+    "study.fidelity": ["fidelity"],
+    "train.fit": ["FitConfig", "fit"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
-        raise AttributeError(f"module 'gemlens' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gemlens.{_MODULE[name]}"), name)
+        from gemlens.errors import nearest
+
+        # A plain lookup that fails, such as hasattr's for __path__, is not worth a list of names.
+        near = "" if name.startswith("_") else f"; {nearest(name, __all__)}"
+        raise AttributeError(f"module 'gemlens' has no attribute {name!r}{near}", name=name, obj=None)
+    value = getattr(importlib.import_module(f"gemlens.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

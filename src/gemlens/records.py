@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ActiveFeatures", "Analysis", "DictionaryInfo", "FeatureActivation", "Fidelity", "LossWith", "Provenance", "TokenRecord"]
+__all__ = [
+    "ActiveFeatures",
+    "Analysis",
+    "DictionaryInfo",
+    "FeatureActivation",
+    "Fidelity",
+    "LossWith",
+    "Provenance",
+    "TokenRecord",
+]
 
 SCHEMA_VERSION = 1
 

@@ -36,7 +36,10 @@ SITES: dict[str, Place] = {
     "resid_post": Place("", "output", "blocks.{L}.hook_resid_post"),
 }
 
-_HF_HOOK_POINT = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:(.+)\.)?(input|output)$")
+# Plain digits without leading zeros, and no more than int() is willing to read.
+_LAYER = r"(0|[1-9][0-9]{0,5})"
+_SITE = re.compile(rf"(.*)\.{_LAYER}")
+_HF_HOOK_POINT = re.compile(rf"(?:.*\.)?layers\.{_LAYER}\.(?:(.+)\.)?(input|output)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,10 @@ def parse_site(text: str) -> Site:
         InputError: not of the form ``name.layer``.
         NotFoundError: no such kind of site.
     """
-    name, dot, layer = text.rpartition(".")
-    if not dot or not layer.isascii() or not layer.isdigit():
-        raise InputError(f"{text!r} is not a site; write it as resid_post.12, with one of {', '.join(SITES)}")
-    return Site(int(layer), name)
+    match = _SITE.fullmatch(text)
+    if not match:
+        raise InputError(f"{text[:100]!r} is not a site; write it as resid_post.12, with one of {', '.join(SITES)}")
+    return Site(int(match[2]), match[1])
 
 
 def parse_hf_hook_point(text: str) -> Site:
@@ -98,10 +101,10 @@ def parse_hf_hook_point(text: str) -> Site:
     Raises:
         NotFoundError: the module carries no site of the table.
     """
-    if match := _HF_HOOK_POINT.match(text):
+    if match := _HF_HOOK_POINT.fullmatch(text):
         layer, module, side = match.groups()
         for name, place in SITES.items():
             if (place.module, place.side) == (module or "", side):
                 return Site(int(layer), name)
     known = ", ".join(Site(0, name).hf_hook_point for name in SITES)
-    raise NotFoundError(f"hook point {text!r} is not a site gemlens knows; it knows {known}, for every layer")
+    raise NotFoundError(f"hook point {text[:100]!r} is not a site gemlens knows; it knows {known}, for every layer")

@@ -16,16 +16,24 @@ import typer
 
 from gemlens import __version__
 from gemlens.app.analyze import analyze
+from gemlens.app.console import abandon_stdout
 from gemlens.app.fidelity import fidelity
+from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="A microscope for Gemma 2 and 3: which features of a sparse autoencoder fire on each token.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    # A traceback with the values of local variables would show tokens and prompts to whoever reads the bug report.
+    pretty_exceptions_enable=False,
+    # Underscores work wherever hyphens do.
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
 )
 
 
@@ -35,15 +43,19 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    context: typer.Context,
+    version: bool = typer.Option(  # noqa: ARG001 - handled by its callback
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-app.command()(analyze)
-app.command()(fidelity)
+app.command(short_help="Which features fire on each token of a text.")(analyze)
+app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,42 +65,36 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from gemlens.hub import load_dotenv
 
-    load_dotenv(Path.cwd())
+    load_dotenv(Path())
     warnings.showwarning = _show_warning
-    sys.exit(_run(_hyphenated(sys.argv[1:] if arguments is None else arguments)))
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, prog_name="gemlens", standalone_mode=False)
     except GemlensError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", code=130)
-    except BrokenPipeError:  # `gemlens analyze … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `gemlens --help | head -1`
+        abandon_stdout()
         return 0
+    except OSError as error:
+        abandon_stdout()
+        return _fail(f"the system refused: {error}; free some space, or read and write elsewhere")
     except Exception as error:
-        # Usage errors of Typer and of the Click inside it share no public class; both format themselves.
-        if not hasattr(error, "format_message"):
-            raise
-        if not str(error):  # no arguments at all: the help has been printed
-            return 0
-        return _fail(f"{_one_line(error.format_message())}; see gemlens --help")
+        if is_usage_error(error):
+            return _fail(wording(error, arguments))
+        if _out_of_memory(error):
+            return _fail(f"out of memory ({error}); shorten the prompt, or take a smaller model, dictionary or dtype")
+        raise
     return result if isinstance(result, int) else 0
 
 
-def _hyphenated(arguments: list[str]) -> list[str]:
-    """``--max_new_tokens=3`` -> ``--max-new-tokens=3``: underscores work wherever hyphens do."""
-    changed = []
-    for position, argument in enumerate(arguments):
-        if argument == "--":
-            return changed + arguments[position:]
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            argument = name.replace("_", "-") + equals + value
-        changed.append(argument)
-    return changed
+def _out_of_memory(error: Exception) -> bool:
+    """By name, and by the words of torch's CPU allocator: torch may not be imported, nor needs to be for this."""
+    return type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemlens.app.console import notes, results, tell
+from gemlens.app.load import load
 from gemlens.app.options import (
     DEFAULT_MODEL,
     CategoryOption,
@@ -15,9 +18,18 @@ from gemlens.app.options import (
     IdsOption,
     ModelOption,
     ReleaseOption,
+    check_sources,
     default_dictionary,
 )
+from gemlens.app.output import prepared
 from gemlens.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gemlens.lm.gemma import Model
+    from gemlens.records import Fidelity
+    from gemlens.scope.sae import SAE
 
 __all__ = ["fidelity"]
 
@@ -25,48 +37,60 @@ __all__ = ["fidelity"]
 def fidelity(
     texts: Annotated[
         list[Path] | None,
-        typer.Option(help="Text the dictionary was not trained on: .txt, .jsonl with 'text', or a folder; repeat it."),
+        typer.Option(
+            help="Text the dictionary was not trained on: .txt, .jsonl with 'text', or a folder; repeat it.",
+            metavar="PATH",
+        ),
     ] = None,
     model_id: ModelOption = DEFAULT_MODEL,
     sae_release: ReleaseOption = None,
     sae_category: CategoryOption = "resid_post",
     sae_id: IdsOption = None,
     device: DeviceOption = Device.auto,
-    export: Annotated[Path | None, typer.Option(help="Write the figures to this .json file.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the figures to this .json file.", metavar="FILE")] = None,
 ) -> None:
     """Measure how well a dictionary reconstructs what it reads, and what splicing it in costs the model."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from gemlens.data.corpus import documents, read_documents
-    from gemlens.report.fidelity import render, to_json
-    from gemlens.report.files import check_folder, write
-
     if not texts:
         raise InputError("no text was given; name some with --texts: about 50 pages make the full 65,536 tokens")
-    files = documents(texts)
     release, ids = default_dictionary(model_id, sae_release, sae_id)
-    if export is not None:
-        check_folder(export.parent)
-    notes = Console(stderr=True)
-    with notes.status(f"Loading {model_id}"):
-        from gemlens.lm.load import load_model
-        from gemlens.scope.load import load_sae
-        from gemlens.study.fidelity import fidelity as study
+    check_sources(model_id, release, sae_category, ids)
+    if export is not None and export.suffix != ".json":
+        raise InputError(f"--export {export}: name a .json file, e.g. --export fidelity.json")
+    from gemlens.data.corpus import documents
+    from gemlens.report.fidelity import render, to_json
+    from gemlens.report.files import write
 
-        model = load_model(model_id, device=device.value, dtype="float32")
-    results = []
-    for name in dict.fromkeys(ids):
-        dictionary = load_sae(release, name, category=sae_category, device=model.device)
-        with Progress(console=notes, transient=True) as progress:
-            task = progress.add_task(f"Measuring {dictionary.info.id}", total=None)
+    files = documents([path.expanduser() for path in texts])
+    console = notes()
+    with ExitStack() as stack:
+        if export is not None:
+            export = export.expanduser()
+            stack.enter_context(prepared("--export", export.parent, [export.name]))
+        dictionaries, model, _ = load(
+            console, model_id, release, sae_category, ids, device=device.value, dtype="float32"
+        )
+        measured = [_measure(console, model, dictionary, files) for dictionary in dictionaries]
+        if export is not None:
+            write(to_json(measured), export)
+        with results() as table:
+            for figures in measured:
+                render(figures, table)
+        if export is not None:
+            tell(console, f"wrote {export}")
 
-            def show(done: int, total: int, task: int = task, progress: Progress = progress) -> None:
-                progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            documents_of_all = (text for file in files for text in read_documents(file))
-            results.append(study(model, dictionary, documents_of_all, report=show))
-        render(results[-1], Console())
-    if export is not None:
-        write(to_json(results), export)
-        notes.print(f"wrote {export}", highlight=False, soft_wrap=True)
+def _measure(console: Console, model: Model, dictionary: SAE, files: list[Path]) -> Fidelity:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gemlens.data.corpus import read_documents
+    from gemlens.study.fidelity import fidelity as study
+
+    columns = (TextColumn("Measuring {task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(dictionary.info.id, total=None)
+        return study(
+            model,
+            dictionary,
+            (text for file in files for text in read_documents(file)),
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )

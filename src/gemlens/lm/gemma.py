@@ -155,10 +155,10 @@ def generate(
     """
     sampling: dict[str, Any] = {"do_sample": False}
     if not greedy and temperature > 0:
-        # top_k=0: no cut but the one that was asked for.
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        # top_k=0: no cut but the one that was asked for. Logits divided by less than 1e-6 may overflow.
+        sampling = {"do_sample": True, "temperature": max(float(temperature), 1e-6), "top_p": top_p, "top_k": 0}
     tokens = tokens.to(model.device)
-    with reading(model, sites) as found, torch.random.fork_rng(), _quiet_generation(model, sampling["do_sample"]):
+    with reading(model, sites) as found, torch.random.fork_rng(), _own_settings(model):
         torch.manual_seed(seed)
         output = model.module.generate(  # type: ignore[operator]
             tokens,
@@ -180,19 +180,21 @@ def generate(
 
 
 @contextmanager
-def _quiet_generation(model: Model, sample: bool) -> Iterator[None]:
-    """Hide the sampling defaults that some checkpoints ship, which transformers warns about when decoding greedily."""
-    config = model.module.generation_config
-    names = ("temperature", "top_p", "top_k")
-    saved = {name: getattr(config, name) for name in names}  # type: ignore[union-attr]
+def _own_settings(model: Model) -> Iterator[None]:
+    """Hide what a checkpoint ships as its way to generate, but for the tokens that end a text.
+
+    Sampling defaults would mix with what was asked for; beams and static caches break the capture.
+    """
+    from transformers import GenerationConfig
+
+    module: Any = model.module
+    saved = module.generation_config
+    tokens = {name: getattr(saved, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    module.generation_config = GenerationConfig(**tokens)
     try:
-        if not sample:
-            for name in names:
-                setattr(config, name, None)
         yield
     finally:
-        for name, value in saved.items():
-            setattr(config, name, value)
+        module.generation_config = saved
 
 
 def check_finite(model: Model, read_out: dict[Site, Tensor]) -> None:

@@ -21,7 +21,16 @@ __all__ = ["tokenizer_json"]
 
 _CONTROL, _USER_DEFINED = 3, 4
 # Added tokens that ``decode(skip_special_tokens=True)`` leaves out.
-_SPECIAL = {"<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"}
+_SPECIAL = {
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<start_of_image>",
+    "<end_of_image>",
+}
 # Google's list has one more added token than the model has embeddings; it stands for image patches.
 _IMAGE_TOKEN = "<image_soft_token>"
 

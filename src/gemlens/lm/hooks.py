@@ -71,9 +71,10 @@ def write(module: nn.Module, side: Side, edit: Callable[[Tensor], Tensor]) -> It
 
 
 def _first(value: Any) -> Tensor:
-    tensor = value[0] if isinstance(value, tuple) else value
+    tensor = next(iter(value), None) if isinstance(value, tuple) else value
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected a tensor from the hooked module, got {type(tensor).__name__}")
+        got = "nothing" if tensor is None else type(tensor).__name__
+        raise TypeError(f"expected a tensor from the hooked module, got {got}")
     return tensor
 
 

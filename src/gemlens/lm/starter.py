@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +46,7 @@ _CONFIG: dict[str, Any] = {
     "hidden_size": 640,
     "initializer_range": 0.02,
     "intermediate_size": 2048,
-    "layer_types": [
-        "full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(18)
-    ],
+    "layer_types": ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(18)],
     "max_position_embeddings": 32768,
     "model_type": "gemma3_text",
     "num_attention_heads": 4,
@@ -110,7 +107,9 @@ def starter_folder() -> Path:
     buffer = _read_parts()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        # Not tempfile: a cache that several users share must stay readable under the final name.
+        work = folder.with_name(f".{folder.name}.{os.getpid()}")
+        work.mkdir()
         try:
             _convert(buffer, work)
             os.replace(work, folder)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["render"]
+__all__ = ["plain", "render"]
 
 TOKEN_WIDTH = 16
 STRONGEST = 10
@@ -24,17 +24,17 @@ def render(analysis: Analysis, console: Console) -> None:
     from rich.text import Text
 
     for warning in analysis.warnings:
-        console.print(Text.assemble(("warning: ", "bold yellow"), _plain(warning, console)))
+        console.print(Text.assemble(("warning: ", "bold yellow"), plain(warning, console)))
     for index, dictionary in enumerate(analysis.dictionaries):
         console.print()
-        console.print(Text(_plain(dictionary.site, console), style="bold"))
+        console.print(Text(plain(dictionary.site, console), style="bold"))
         name = f"{dictionary.release}/{dictionary.category}/{dictionary.id}"
-        console.print(Text(_plain(name, console), style="dim"))
+        console.print(Text(plain(name, console), style="dim"))
         console.print(_tokens(analysis, index, console))
     for index, dictionary in enumerate(analysis.dictionaries):
         console.print()
         site = f", {dictionary.site}" if len(analysis.dictionaries) > 1 else ""
-        console.print(Text(_plain(f"Strongest features over the whole text{site}", console), style="bold"))
+        console.print(Text(plain(f"Strongest features over the whole text{site}", console), style="bold"))
         console.print(_strongest(analysis, index, console))
 
 
@@ -116,7 +116,8 @@ def _pair(feature: FeatureActivation) -> str:
     return f"{feature.feature_id} ({number(feature.activation)})"
 
 
-def _plain(text: str, console: Console) -> str:
+def plain(text: str, console: Console) -> str:
+    """Return ``text`` on one line, in characters that the terminal's encoding has."""
     return _encodable(one_line(text), console)
 
 

@@ -42,7 +42,9 @@ def save_sae(sae: SAE, folder: Path, *, l0: float, dtype: torch.dtype = torch.bf
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         work.mkdir(parents=True)
-        save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, work / "params.safetensors")
+        save_file(
+            {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, work / "params.safetensors"
+        )
         (work / "config.json").write_text(json.dumps(_config(sae, l0), indent=2) + "\n", encoding="utf-8")
         os.replace(work, folder)
     except OSError as error:

@@ -16,7 +16,7 @@ __all__ = ["Activity", "activity"]
 class Activity(NamedTuple):
     tokens: int
     """BOS not counted."""
-    count: Tensor
+    fired: Tensor
     """int64 [width], tokens on which the feature fired."""
     max_activation: Tensor
     """float32 [width], 0 where it never fired."""
@@ -24,7 +24,7 @@ class Activity(NamedTuple):
     @property
     def dead(self) -> float:
         """Share of features that never fired."""
-        return float((self.count == 0).float().mean())
+        return float((self.fired == 0).float().mean())
 
 
 def activity(
@@ -34,15 +34,15 @@ def activity(
 
     ``dead`` in a dictionary's card is measured on 1,000,000 tokens of the mix it was trained on.
     """
-    count = torch.zeros(dictionary.width, dtype=torch.int64)
+    fired = torch.zeros(dictionary.width, dtype=torch.int64)
     strongest = torch.zeros(dictionary.width)
     done = 0
     for x in stream:
         features = dictionary.encode(x[: tokens - done])
-        count += torch.bincount(features.ids, minlength=dictionary.width)
+        fired += torch.bincount(features.ids, minlength=dictionary.width)
         strongest.scatter_reduce_(0, features.ids, features.values.float(), "amax")
         done += len(features)
         report(done)
         if done >= tokens:
             break
-    return Activity(done, count, strongest)
+    return Activity(done, fired, strongest)

@@ -85,7 +85,7 @@ def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterabl
     """Documents as rows of ``length`` token ids, BOS first."""
 
     def encode(group: list[str]) -> list[list[int]]:
-        return model.tokenizer(group, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        return model.tokenizer(group, add_special_tokens=False)["input_ids"]
 
     return pack(texts, encode, bos=model.bos, length=length)
 

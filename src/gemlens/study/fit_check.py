@@ -40,7 +40,9 @@ def check_fit(model: Model, dictionary: SAE) -> list[str]:
             f"{info.id} was trained on {trained_on}, {model.name} is of another generation; choose a matching pair"
         )
     if theirs and ours != theirs:
-        return [f"{info.category}/{info.id} was trained on {info.model_name}, not on {model.name}: features may mislead"]
+        return [
+            f"{info.category}/{info.id} was trained on {info.model_name}, not on {model.name}: features may mislead"
+        ]
     return []
 
 

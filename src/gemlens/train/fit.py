@@ -80,6 +80,10 @@ class FitConfig:
             raise InputError(f"tokens {self.tokens}: at least one batch of {self.batch} is needed")
 
     @property
+    def place(self) -> Site:
+        return parse_site(self.site)
+
+    @property
     def steps(self) -> int:
         return self.tokens // self.batch
 
@@ -149,7 +153,7 @@ def fit(
             "give more text or ask for fewer"
         )
     threshold = _threshold(torch.cat(list(recent)), weights, config)
-    return _fold(weights, threshold, mean, scale, parse_site(config.site), info)
+    return _fold(weights, threshold, mean, scale, config.place, info)
 
 
 def _step(
@@ -164,9 +168,7 @@ def _step(
     loss = reconstruction_loss(error, importance)
     dead = silent > config.dead_after
     if dead.any():
-        loss = loss + config.dead_weight * auxiliary_loss(
-            pre[:, dead], w_dec[dead], error, importance, config.dead_k
-        )
+        loss = loss + config.dead_weight * auxiliary_loss(pre[:, dead], w_dec[dead], error, importance, config.dead_k)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""Data only: dictionaries in Gemma Scope 2's layout, found by gemlens through importlib.resources."""

