@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_sae, sae_of, tiny_gemma
 from torch.nn import functional as F
 
 from gemlens.errors import InputError, MismatchError
 from gemlens.sites import Site, parse_site
 from gemlens.study.activity import activity
-from gemlens.study.fidelity import LENGTH, fidelity, rows_of
+from gemlens.study.fidelity import fidelity, rows_of
+from tiny import random_sae, sae_of, tiny_gemma
 
 # Written for this test: ordinary prose, some of it repeated, about 20 rows of 128 tiny tokens.
 TEXT = (
@@ -177,6 +177,16 @@ def test_hooks_are_gone_and_progress_is_whole(model, tokens):
     fidelity(model, identity(16, "resid_post.3"), [TEXT * 6], report=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (2 * len(tokens), 2 * len(tokens))
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.module.modules())
+
+
+def test_dead_features_are_counted_on_the_training_mix(model):
+    """Text that a feature fires on in the mix, though it is silent on the measured text."""
+    sae = random_sae(model, "resid_post.3", seed=3)
+    sae.threshold[7] = 1e9
+    result = fidelity(model, sae, [TEXT], mix=[TEXT * 3])
+    assert result.dead_tokens == (len(list(rows_of(model, [TEXT * 3])))) * 127
+    assert 1 / 40 <= result.dead <= result.silent
+    assert fidelity(model, sae, [TEXT]).dead is None
 
 
 def test_too_little_text_and_other_models_are_refused(model):

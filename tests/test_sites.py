@@ -50,11 +50,13 @@ def test_depth_is_the_order_of_the_forward_pass():
 
 @pytest.mark.parametrize(
     "text",
-    ["resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5x", "resid_post.x", "resid_post.1\n", "12", "", "resid_post.²", "."]
-    + ["resid_post.٣", "resid_post. 3", "resid_post.07", "resid_post." + "9" * 5000],
+    [
+        *("resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5x", "resid_post.x", "resid_post.1\n"),
+        *("12", "", ".", "resid_post.²", "resid_post.٣", "resid_post. 3", "resid_post.07", "resid_post." + "9" * 5000),
+    ],
 )
 def test_what_is_not_a_site_is_refused(text):
-    with pytest.raises(InputError, match="is not a site; write it as resid_post.12"):
+    with pytest.raises(InputError, match=r"is not a site; write it as resid_post\.12"):
         parse_site(text)
 
 
@@ -67,8 +69,17 @@ def test_an_unknown_kind_gets_the_nearest():
 
 @pytest.mark.parametrize(
     "text",
-    ["model.layers.3.mlp.output", "model.layers.3.input", "model.layers.output", "layers.x.output", "", "nonsense"]
-    + ["model.layers.3.self_attn.o_proj.output", f"model.layers.{'9' * 5000}.output", "model.layers.٣.output"],
+    [
+        *(
+            "model.layers.3.mlp.output",
+            "model.layers.3.input",
+            "model.layers.output",
+            "layers.x.output",
+            "",
+            "nonsense",
+        ),
+        *("model.layers.3.self_attn.o_proj.output", f"model.layers.{'9' * 5000}.output", "model.layers.٣.output"),
+    ],
 )
 def test_a_hook_point_without_a_site_is_refused(text):
     with pytest.raises(NotFoundError, match="is not a site gemlens knows") as caught:

@@ -110,6 +110,8 @@ def test_training_twice_gives_the_same_weights():
     )  # fmt: skip
     assert torch.equal(first.encoder.rows(torch.arange(64)), second.encoder.rows(torch.arange(64)))
     assert torch.equal(first.threshold, second.threshold)
+    unnamed = fit(x[:2560].split(256), small(tokens=2560))
+    assert (unnamed.info.site, unnamed.info.id) == ("resid_post.1", "layer_1_width_64_l0_3")
 
 
 def test_too_little_text_is_refused():

@@ -28,7 +28,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site, parse_site
 
 HIDDEN, HEADS, HEAD_DIM = 16, 2, 12  # heads x head_dim is not the hidden size, as in Gemma
-LAYERS, VOCAB, CONTEXT = 7, 367, 64  # VOCAB is what tiny_tokenizer() knows
+LAYERS, VOCAB, CONTEXT = 7, 367, 128  # VOCAB is what tiny_tokenizer() knows
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% set system = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
@@ -59,7 +59,9 @@ def tiny_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocab["<bos>"])]
     )
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in [*SPECIAL.values(), *turns]])
+    backend.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in [*SPECIAL.values(), *turns]]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer
@@ -114,11 +116,19 @@ def some_tokens(n: int = 12, *, batch: int = 1, seed: int = 0) -> Tensor:
     return ids
 
 
-def random_tensors(d_in: int, width: int, *, d_out: int | None = None, skip: bool = False, seed: int = 0) -> dict[str, Tensor]:
+def random_tensors(
+    d_in: int, width: int, *, d_out: int | None = None, skip: bool = False, seed: int = 0
+) -> dict[str, Tensor]:
     """The tensors of a dictionary under their published names; about half of the features fire on a random input."""
     generator = torch.Generator().manual_seed(seed)
     d_out = d_out or d_in
-    shapes = {"w_enc": (d_in, width), "w_dec": (width, d_out), "b_enc": (width,), "b_dec": (d_out,), "threshold": (width,)}
+    shapes = {
+        "w_enc": (d_in, width),
+        "w_dec": (width, d_out),
+        "b_enc": (width,),
+        "b_dec": (d_out,),
+        "threshold": (width,),
+    }
     if skip:
         shapes["affine_skip_connection"] = (d_in, d_out)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}

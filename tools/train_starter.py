@@ -14,60 +14,74 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from gemlens import __version__
 from gemlens.data.corpus import documents, read_documents, shuffled
+from gemlens.lm.gemma import Model
 from gemlens.lm.load import load_model
+from gemlens.lm.stream import activation_stream
 from gemlens.records import DictionaryInfo
 from gemlens.scope.load import STARTER_DICTIONARY, load_sae
+from gemlens.scope.sae import SAE
 from gemlens.scope.save import save_sae
-from gemlens.sites import parse_site
-from gemlens.study.activity import activity
-from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.study.fidelity import activity_on, fidelity, rows_of
 from gemlens.train.fit import FitConfig, Progress, fit
-from gemlens.train.stream import activation_stream, shuffled_batches
+from gemlens.train.stream import shuffled_batches
 
-DEAD_TOKENS = 1_000_000
+MAX_ACTIVATION = "max_activation.safetensors"
 
 
 def main() -> None:
     options = _options()
     config = FitConfig(tokens=options.tokens, l0=options.l0, lr=options.lr)
-    category, name = STARTER_DICTIONARY.split("/")
-    model = load_model("starter", dtype="bfloat16")
     held_out = Path(options.held_out).resolve()
     files = [file for file in documents([options.texts]) if file.resolve() != held_out]
     mix = shuffled(files, seed=config.seed)
-    rows = rows_of(model, mix, length=config_length(options))
-    stream = activation_stream(model, rows, parse_site(config.site))
+    model = load_model("starter", dtype="bfloat16")
+    folder = Path(options.out) / STARTER_DICTIONARY
+    started = time.monotonic()
+    sae = train(model, mix, config, options.length)
+    minutes = (time.monotonic() - started) / 60
+    save_sae(sae, folder, l0=config.l0)
+    # The card describes the file as it is stored, in bfloat16.
+    sae = load_sae(str(options.out), STARTER_DICTIONARY)
+    card = measure(model, sae, mix, held_out, folder) | {
+        "tokens_trained": config.steps * config.batch,
+        "minutes_trained": round(minutes, 1),
+        "gemlens_version": __version__,
+        "config": asdict(config),
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(card, indent=2))
+
+
+def train(model: Model, mix: list[str], config: FitConfig, length: int) -> SAE:
+    category, name = STARTER_DICTIONARY.split("/")
     info = DictionaryInfo(
         release="starter",
         category=category,
         id=name,
         site=config.site,
-        layer=parse_site(config.site).layer,
+        layer=config.place.layer,
         width=config.width,
         neuronpedia=None,
         model_name="google/gemma-3-270m",
     )
-    started = time.monotonic()
-    sae = fit(shuffled_batches(stream, batch=config.batch, seed=config.seed), config, info=info, report=_print)
-    minutes = (time.monotonic() - started) / 60
-    folder = Path(options.out) / STARTER_DICTIONARY
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    save_sae(sae, folder, l0=config.l0)
-    # The card describes the file as it is stored, in bfloat16.
-    sae = load_sae(str(options.out), STARTER_DICTIONARY)
-    fresh = activation_stream(model, rows_of(model, mix, length=128), parse_site(config.site))
-    seen = activity(sae, chain(fresh), DEAD_TOKENS)
-    save_file({"max_activation": seen.max_activation, "tokens_active": seen.fired}, folder / "max_activation.safetensors")
+    stream = activation_stream(model, rows_of(model, mix, length=length), config.place)
+    return fit(shuffled_batches(stream, batch=config.batch, seed=config.seed), config, info=info, report=_print)
+
+
+def measure(model: Model, sae: SAE, mix: list[str], held_out: Path, folder: Path) -> dict[str, Any]:
+    """The card's measured figures; writes the ones a feature beside it."""
+    seen = activity_on(model, sae, mix)
+    per_feature = {"max_activation": seen.max_activation, "tokens_active": seen.fired}
+    save_file(per_feature, folder / MAX_ACTIVATION)
     measured = fidelity(load_model("starter"), sae, read_documents(held_out))
-    card = {
+    return {
         "l0": measured.l0,
         "variance_explained": measured.variance_explained,
         "fvu": measured.fvu,
@@ -84,21 +98,10 @@ def main() -> None:
         "ce_recovered_mean": measured.ce_recovered_mean,
         "dead": seen.dead,
         "dead_tokens": seen.tokens,
-        "max_activation": "max_activation.safetensors",
-        "tokens_trained": config.steps * config.batch,
+        "max_activation": MAX_ACTIVATION,
         "tokens_measured": measured.tokens_measured,
         "tokens_measured_ce": measured.ce_tokens,
-        "minutes_trained": round(minutes, 1),
-        "gemlens_version": __version__,
-        "config": asdict(config),
     }
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(card, indent=2))
-    print("\n".join(measured.verdict))
-
-
-def config_length(options: argparse.Namespace) -> int:
-    return options.length
 
 
 def _options() -> argparse.Namespace:
@@ -125,5 +128,4 @@ def _print(at: Progress) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()

@@ -105,13 +105,11 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         from gemlens.errors import nearest
 
-        # A plain lookup that fails, such as hasattr's for __path__, is not worth a list of names.
-        near = "" if name.startswith("_") else f"; {nearest(name, __all__)}"
-        raise AttributeError(f"module 'gemlens' has no attribute {name!r}{near}", name=name, obj=None)
+        raise AttributeError(f"module 'gemlens' has no attribute {name!r}; {nearest(name, __all__)}")
     value = getattr(importlib.import_module(f"gemlens.{_MODULE[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

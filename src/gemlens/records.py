@@ -192,6 +192,9 @@ class Fidelity:
     """Mean cosine of activation and reconstruction."""
     silent: float
     """Share of features that never fired on the measured tokens."""
+    dead: float | None
+    """Share of features that never fired on ``dead_tokens`` of the training mix; None where no mix was given."""
+    dead_tokens: int
     high_norm_share: float
     """Share of the variance that the 1 % of tokens of largest norm hold."""
     norm_max_over_median: float

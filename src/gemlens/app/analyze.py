@@ -166,7 +166,9 @@ def _many(
         tell(console, f"warning: {warning}")
     rows: list[str] = []
     digits = len(str(len(prompts)))
-    for index, prompt in enumerate(track(prompts, "Reading prompts", console=console, transient=True)):
+    # Where nothing can move, rich would leave an empty line.
+    shown = track(prompts, "Reading prompts", console=console, transient=True) if console.is_terminal else prompts
+    for index, prompt in enumerate(shown):
         analysis = _study(model, dictionaries, prompt, settings)
         for kind in kinds:
             if kind == "jsonl":

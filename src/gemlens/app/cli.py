@@ -23,6 +23,8 @@ from gemlens.errors import GemlensError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="A microscope for Gemma 2 and 3: which features of a sparse autoencoder fire on each token.",
     add_completion=False,
@@ -71,15 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    """The exit code; SystemExit passes (Typer's way out of a broken pipe)."""
     try:
         result = app(args=arguments, prog_name="gemlens", standalone_mode=False)
     except GemlensError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", code=130)
-    except BrokenPipeError:  # `gemlens --help | head -1`
-        abandon_stdout()
-        return 0
+        return _fail("interrupted", code=_INTERRUPTED)
     except OSError as error:
         abandon_stdout()
         return _fail(f"the system refused: {error}; free some space, or read and write elsewhere")
@@ -89,6 +89,8 @@ def _run(arguments: list[str]) -> int:
         if _out_of_memory(error):
             return _fail(f"out of memory ({error}); shorten the prompt, or take a smaller model, dictionary or dtype")
         raise
+    if result == _INTERRUPTED:  # newer Typers turn Ctrl-C into this themselves
+        return _fail("interrupted", code=_INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -5,10 +5,12 @@ Texts from users and models are never rich markup: ``[/red]`` in a folder's name
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemlens.errors import OutputError
@@ -33,6 +35,8 @@ def results() -> Iterator[Console]:
             self.quiet = True
             abandon_stdout()
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows only ASCII gets \\xb1 for ±, not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield Results(markup=False, highlight=False)
     except BrokenPipeError:  # from versions of rich without on_broken_pipe
@@ -66,7 +70,6 @@ def tell(console: Console, line: str) -> None:
 
 def abandon_stdout() -> None:
     """Let what is still to be printed go nowhere; without this, Python fails once more when it flushes at exit."""
-    if sys.stdout is None:
-        return
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a number is wanted, not a path
+    # In a notebook, or where stdout was closed from the start, there is no file behind it.
+    with suppress(AttributeError, io.UnsupportedOperation), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

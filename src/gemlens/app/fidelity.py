@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,6 +43,12 @@ def fidelity(
             metavar="PATH",
         ),
     ] = None,
+    mix: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text like its training text, to count dead features over a million tokens (slow).", metavar="PATH"
+        ),
+    ] = None,
     model_id: ModelOption = DEFAULT_MODEL,
     sae_release: ReleaseOption = None,
     sae_category: CategoryOption = "resid_post",
@@ -61,6 +68,7 @@ def fidelity(
     from gemlens.report.files import write
 
     files = documents([path.expanduser() for path in texts])
+    mix_files = documents([path.expanduser() for path in mix]) if mix else None
     console = notes()
     with ExitStack() as stack:
         if export is not None:
@@ -69,7 +77,7 @@ def fidelity(
         dictionaries, model, _ = load(
             console, model_id, release, sae_category, ids, device=device.value, dtype="float32"
         )
-        measured = [_measure(console, model, dictionary, files) for dictionary in dictionaries]
+        measured = [_measure(console, model, dictionary, files, mix_files) for dictionary in dictionaries]
         if export is not None:
             write(to_json(measured), export)
         with results() as table:
@@ -79,18 +87,23 @@ def fidelity(
             tell(console, f"wrote {export}")
 
 
-def _measure(console: Console, model: Model, dictionary: SAE, files: list[Path]) -> Fidelity:
+def _measure(console: Console, model: Model, dictionary: SAE, files: list[Path], mix: list[Path] | None) -> Fidelity:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from gemlens.data.corpus import read_documents
     from gemlens.study.fidelity import fidelity as study
 
-    columns = (TextColumn("Measuring {task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(dictionary.info.id, total=None)
+    with ExitStack() as stack:
+        report: dict[str, Any] = {}
+        if console.is_terminal:  # where nothing can move, rich would leave an empty line
+            columns = (TextColumn("Measuring {task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+            bar = stack.enter_context(Progress(*columns, console=console, transient=True))
+            task = bar.add_task(dictionary.info.id, total=None)
+            report = {"report": lambda done, total: bar.update(task, completed=done, total=total)}
         return study(
             model,
             dictionary,
-            (text for file in files for text in read_documents(file)),
-            report=lambda done, total: progress.update(task, completed=done, total=total),
+            chain.from_iterable(map(read_documents, files)),
+            mix=None if mix is None else chain.from_iterable(map(read_documents, mix)),
+            **report,
         )

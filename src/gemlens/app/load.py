@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,9 @@ def load(
     2. The dictionaries: a slip in their names shows before gigabytes of model are fetched.
     3. The model.
     """
-    if model_id != STARTER_NAME and not Path(model_id).expanduser().is_dir():
+    if _on_hub(model_id) or _on_hub(release):
+        _quiet_client(console)
+    if _on_hub(model_id):
         with busy(console, f"Looking up {model_id}"):
             hub.fetch(model_id, "config.json")
     with busy(console, "Loading torch"):
@@ -47,10 +50,27 @@ def load(
         place = pick_device(device)
     dictionaries = []
     for name in ids:
-        with busy(console, f"Loading {name}"):
+        with _busy_unless_downloading(console, release, f"Loading {name}"):
             dictionaries.append(load_sae(release, name, category=category.strip("/"), device=place))
         check_layer(layer, name, dictionaries[-1].info.layer)
-    with busy(console, f"Loading {model_id}"):
+    with _busy_unless_downloading(console, model_id, f"Loading {model_id}"):
         model = load_model(model_id, device=str(place), dtype=dtype)
     warnings = [warning for dictionary in dictionaries for warning in check_fit(model, dictionary)]
     return dictionaries, model, warnings
+
+
+def _on_hub(source: str) -> bool:
+    return source != STARTER_NAME and not Path(source).expanduser().is_dir()
+
+
+def _busy_unless_downloading(console: Console, source: str, what: str) -> AbstractContextManager[None]:
+    """The client draws bars of its own, and two things that move on one terminal garble each other."""
+    return nullcontext() if _on_hub(source) else busy(console, what)
+
+
+def _quiet_client(console: Console) -> None:
+    """No bars where nothing can move: they would be lines in a log."""
+    if not console.is_terminal:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlens.batched import batched
 from gemlens.errors import InputError, NotFoundError
 
 __all__ = ["documents", "pack", "read_documents"]
@@ -91,21 +92,10 @@ def shuffled(paths: Sequence[Path], seed: int, chunk: int = 4000) -> list[str]:
 def pack(texts: Iterable[str], encode: Encode, *, bos: int, length: int = 128) -> Iterator[NDArray[np.int64]]:
     """Yield rows of ``length`` token ids, BOS first; what is left at the end is dropped."""
     waiting: list[int] = []
-    for group in _groups(texts, _TOGETHER):
+    for group in batched(texts, _TOGETHER):
         for ids in encode(group):
             waiting += ids
         cut = len(waiting) // (length - 1) * (length - 1)
         for start in range(0, cut, length - 1):
             yield np.array([bos, *waiting[start : start + length - 1]], dtype=np.int64)
         waiting = waiting[cut:]
-
-
-def _groups(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in texts:
-        group.append(text)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

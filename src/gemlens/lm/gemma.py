@@ -6,7 +6,7 @@ The model is Hugging Face's own; nothing of its arithmetic is rebuilt here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Model:
 
     @property
     def bos(self) -> int:
-        return self.tokenizer.bos_token_id  # type: ignore[return-value]
+        return self.tokenizer.bos_token_id
 
 
 def module_at(model: Model, site: Site) -> tuple[nn.Module, Side]:
@@ -110,11 +110,8 @@ def activations(model: Model, tokens: Tensor, sites: Sequence[Site]) -> dict[Sit
         MismatchError: the model lacks a layer.
         WeightsError: the activations are not finite.
     """
-    with reading(model, sites, stop=True) as found:
-        try:
-            model.backbone(input_ids=tokens.to(model.device), use_cache=False)
-        except StopForward:
-            pass
+    with reading(model, sites, stop=True) as found, suppress(StopForward):
+        model.backbone(input_ids=tokens.to(model.device), use_cache=False)
     result = {site: tensors[0] for site, tensors in found.items()}
     check_finite(model, result)
     return result
@@ -169,11 +166,8 @@ def generate(
             **sampling,
         )
     ids = output.sequences
-    with reading(model, sites, stop=True) as last:
-        try:
-            model.backbone(input_ids=ids[:, -1:], past_key_values=output.past_key_values, use_cache=True)
-        except StopForward:
-            pass
+    with reading(model, sites, stop=True) as last, suppress(StopForward):
+        model.backbone(input_ids=ids[:, -1:], past_key_values=output.past_key_values, use_cache=True)
     result = {site: torch.cat([*found[site], *last[site]], dim=1) for site in found}
     check_finite(model, result)
     return ids, result

@@ -18,7 +18,7 @@ __all__ = ["StopForward", "read", "write"]
 Side = Literal["input", "output"]
 
 
-class StopForward(Exception):  # noqa: N818 - not an error: the way out of a forward pass nobody needs the rest of
+class StopForward(Exception):  # not an error: the way out of a forward pass nobody needs the rest of
     """Raised by ``read(..., stop=True)`` once it has what it wants; catch it around the forward call."""
 
 

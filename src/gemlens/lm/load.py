@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["load_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_MODEL_TYPES = {"gemma3_text"}
+_MODEL_TYPE = "gemma3_text"
 # Below this a model is read in seconds and transformers' progress bar is noise.
 _BAR_FROM_BYTES = 2 << 30
 
@@ -50,14 +51,16 @@ def load_model(
     kind = pick_dtype(dtype, place)
     folder = _folder(model_id, revision)
     config = _read_json(folder / "config.json", model_id)
-    if config.get("model_type") not in _MODEL_TYPES:
+    if config.get("model_type") != _MODEL_TYPE:
         raise MismatchError(
             f"{model_id} is of type {config.get('model_type')!r}; gemlens reads Gemma 3 text models "
-            f"({', '.join(sorted(_MODEL_TYPES))}), e.g. google/gemma-3-270m-it or starter"
+            f"({_MODEL_TYPE}), e.g. google/gemma-3-270m-it or starter"
         )
-    module = _load_weights(folder, model_id, kind).to(place).eval()
-    module.requires_grad_(False)
-    return Model(module, _load_tokenizer(folder, model_id), model_id, hub.commit_of(folder))
+    tokenizer = _load_tokenizer(folder, model_id)
+    module = _load_weights(folder, model_id, kind).eval().requires_grad_(False)
+    model = Model(_moved(module, place, model_id), tokenizer, model_id, hub.commit_of(folder))
+    _check_special_tokens(model)
+    return model
 
 
 def pick_device(name: str) -> torch.device:
@@ -65,7 +68,7 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    if name.split(":")[0] not in available:
+    if not re.fullmatch(rf"({'|'.join(available)})(:[0-9]+)?", name):
         raise InputError(f"no device is called {name!r}; use auto, {', '.join(available)}")
     if not available[name.split(":")[0]]:
         warnings.warn(f"no {name} device here; using the CPU", stacklevel=2)
@@ -96,24 +99,30 @@ def _folder(model_id: str, revision: str | None) -> Path:
 
 
 def _load_weights(folder: Path, model_id: str, dtype: torch.dtype) -> torch.nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     files = list(folder.glob("*.safetensors"))
     if not files:
         raise NotFoundError(f"{model_id} holds no *.safetensors file in {folder}; download the model again")
+    bars = logging.is_progress_bar_enabled()
     if sum(file.stat().st_size for file in files) < _BAR_FROM_BYTES:
         logging.disable_progress_bar()
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            # use_safetensors: a pytorch_model.bin beside them would be unpickled otherwise.
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"the weights of {model_id} cannot be read ({reason}); download the model again") from error
+    except Exception as error:  # a config that makes no sense ends in any of a dozen, down to ZeroDivisionError
+        raise _unreadable("weights", model_id, error) from error
     finally:
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
+    module, report = loaded
     # transformers fills what is missing with random numbers and says so in a log line.
     absent = [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]
     if absent:
@@ -132,28 +141,66 @@ def _load_tokenizer(folder: Path, model_id: str) -> PreTrainedTokenizerFast:
         raise NotFoundError(f"{model_id} holds no tokenizer.json in {folder}; download the model again")
     config_file = folder / "tokenizer_config.json"
     config = _read_json(config_file, model_id) if config_file.is_file() else {}
-    special = {key: _content(config.get(key, default)) for key, default in _SPECIAL_TOKENS.items()}
     try:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special_tokens(config))
+        template = folder / "chat_template.jinja"
+        tokenizer.chat_template = template.read_text("utf-8") if template.is_file() else config.get("chat_template")
     except Exception as error:  # the Rust side raises bare Exception for a damaged file
-        raise WeightsError(f"the tokenizer of {model_id} cannot be read ({error}); download the model again") from error
-    template = folder / "chat_template.jinja"
-    tokenizer.chat_template = template.read_text("utf-8") if template.is_file() else config.get("chat_template")
+        raise _unreadable("tokenizer", model_id, error) from error
     return tokenizer
 
 
 _SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
-def _content(token: str | dict[str, Any]) -> str:
-    """Tokens stand in tokenizer_config.json as strings or as ``{"content": ...}``."""
-    return token["content"] if isinstance(token, dict) else token
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Tokens stand in tokenizer_config.json as strings, as ``{"content": ...}``, as null, or not at all."""
+    found = {key: config.get(key) or default for key, default in _SPECIAL_TOKENS.items()}
+    texts: dict[str, Any] = {
+        key: entry.get("content") if isinstance(entry, dict) else entry for key, entry in found.items()
+    }
+    if wrong := [key for key, text in texts.items() if not isinstance(text, str)]:
+        raise ValueError(f"{wrong[0]} of tokenizer_config.json is {found[wrong[0]]!r}")
+    return texts
+
+
+def _check_special_tokens(model: Model) -> None:
+    """A token that its vocabulary lacks gets a new id from transformers, one that has no embedding."""
+    rows = model.config.vocab_size
+    for key in _SPECIAL_TOKENS:
+        if getattr(model.tokenizer, f"{key}_id") >= rows:
+            raise WeightsError(
+                f"the tokenizer of {model.name} has no token {getattr(model.tokenizer, key)!r}, which its config names "
+                f"as {key}, or one beyond the model's {rows} embeddings; download the model again"
+            )
+
+
+def _moved(module: Any, place: torch.device, model_id: str) -> Any:
+    try:
+        return module.to(place)
+    except RuntimeError as error:  # out of memory, or no device of that number
+        raise InputError(
+            f"{model_id} cannot be put on {place} ({_one_line(error)}); use --device cpu, or --dtype bfloat16 for half "
+            "the memory"
+        ) from error
 
 
 def _read_json(path: Path, model_id: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise NotFoundError(f"{model_id} holds no {path.name} in {path.parent}; it is not a model folder") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path.name} of {model_id} cannot be read ({error}); download the model again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path.name, model_id, error) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path.name, model_id, TypeError("not a JSON object"))
+    return content
+
+
+def _unreadable(part: str, model_id: str, error: Exception) -> WeightsError:
+    return WeightsError(f"{part} of {model_id} cannot be read ({_one_line(error)}); download the model again")
+
+
+def _one_line(error: Exception) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line[:300] + "…" if len(line) > 300 else line

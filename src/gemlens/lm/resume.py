@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemlens.lm.gemma import Model
+from gemlens.lm.gemma import Model, module_at
+from gemlens.sites import Site
 
 __all__ = ["CleanPass", "clean_pass", "resume"]
 
@@ -34,7 +35,12 @@ class CleanPass:
 
 @torch.no_grad()
 def clean_pass(model: Model, tokens: Tensor, layer: int) -> CleanPass:
-    """Run [batch, n] token ids through all blocks, without the head."""
+    """Run [batch, n] token ids through all blocks, without the head.
+
+    Raises:
+        MismatchError: the model has no such layer.
+    """
+    module_at(model, Site(layer, "resid_post"))  # raises for a layer that the model lacks
     calls: list[tuple[Tensor, dict[str, Any]]] = []
     with _remembering(model.blocks[layer:], calls) as last:
         model.backbone(input_ids=tokens.to(model.device), use_cache=False)
@@ -47,8 +53,13 @@ def resume(model: Model, clean: CleanPass, hidden: Tensor | None = None, *, skip
 
     Args:
         hidden: fed to the first block that is run; the clean pass's own by default.
-        skip: leave out so many blocks after ``clean.layer`` (1 with an edited output of that block).
+        skip: leave out so many blocks from ``clean.layer`` on (1 with an edited output of that block).
+
+    Raises:
+        ValueError: blocks are to be skipped, but what they would have put out is not given.
     """
+    if skip and hidden is None:
+        raise ValueError(f"skip {skip} leaves out blocks: give the hidden state that comes out of them")
     state = clean.entry if hidden is None else hidden
     for block, arguments in zip(model.blocks[clean.layer + skip :], clean.arguments[skip:], strict=True):
         state = _hidden(block(state, **arguments))

@@ -146,6 +146,7 @@ def _read_parts() -> bytearray:
 
 def _convert(buffer: bytearray, folder: Path) -> None:
     import torch
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from safetensors.torch import save_file
 
@@ -153,21 +154,24 @@ def _convert(buffer: bytearray, folder: Path) -> None:
     from gemlens.lm.gguf_tokenizer import tokenizer_json
 
     columns = (TextColumn("Preparing the starter model (once)"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         file = GGUFFile(buffer)
-        task = progress.add_task("convert", total=len(file.entries) + 60)
+        # In the time that a tensor takes on average, the tokenizer takes 60 and the weights' file 40.
+        task = progress.add_task("convert", total=len(file.entries) + 100)
         _write_json(folder / "tokenizer.json", tokenizer_json(file.metadata))
         _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
         _write_json(folder / "config.json", _CONFIG)
-        progress.advance(task, 40)
+        progress.advance(task, 60)
         state: dict[str, torch.Tensor] = {}
         for name, values in file.tensors():
             tensor = torch.from_numpy(values)
             # Only norms are vectors; see 2 above.
             state[_hugging_face_name(name)] = (tensor - 1 if tensor.ndim == 1 else tensor).to(torch.bfloat16)
             progress.advance(task)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        progress.advance(task, 20)
+        weights = folder / "model.safetensors"
+        save_file(state, weights, metadata={"format": "pt"})
+        weights.chmod(0o644)  # save_file leaves it to its owner alone
+        progress.advance(task, 40)
 
 
 def _hugging_face_name(name: str) -> str:

@@ -13,7 +13,7 @@ from gemlens.lm.gemma import Model
 
 __all__ = ["encode_prompt", "pieces", "prompt_text", "texts"]
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def encode_prompt(model: Model, text: str, *, room: int = 0) -> Tensor:
@@ -23,13 +23,17 @@ def encode_prompt(model: Model, text: str, *, room: int = 0) -> Tensor:
         room: tokens to be generated after it.
 
     Raises:
-        InputError: longer than the model's context.
+        InputError: longer than the model's context, or with a token that the model has no embedding for.
     """
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) + room > model.context:
         new = f" and {room} new ones" if room else ""
         raise InputError(
             f"the prompt has {len(ids)} tokens{new}, the context of {model.name} holds {model.context}; shorten it"
+        )
+    if beyond := [token for token in ids if token >= model.config.vocab_size]:
+        raise InputError(
+            f"the prompt holds {pieces(model, beyond)[0]!r}, for which {model.name} has no embedding; leave it out"
         )
     return torch.tensor([ids])
 
@@ -43,7 +47,8 @@ def prompt_text(model: Model, prompt: str, *, system: str | None = None, chat: b
             Gemma's templates do too).
 
     Raises:
-        InputError: ``chat=True`` for a model without a template, or an empty prompt.
+        InputError: an empty prompt, one that is not Unicode, or one that the chat template refuses; ``chat=True``
+            for a model without a template.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; give some text with --prompt, or - to read standard input")
@@ -54,36 +59,62 @@ def prompt_text(model: Model, prompt: str, *, system: str | None = None, chat: b
     if template and chat is not False:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = _through_template(model, messages)
     else:
         text = f"{system}\n\n{prompt}" if system else prompt
-    text = str(text)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the prompt holds half of a surrogate pair, which is no character; is its file UTF-8?")
     return text if text.startswith(bos) else bos + text
 
 
+def _through_template(model: Model, messages: list[dict[str, str]]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:  # also what a template raises on purpose, e.g. for a system message
+        raise InputError(
+            f"the chat template of {model.name} refuses the prompt ({error}); leave out --system, or use --no-chat"
+        ) from error
+
+
 def pieces(model: Model, ids: Sequence[int]) -> list[str]:
-    """The raw vocabulary entry of each token, e.g. ``▁Hello``, ``<0xF0>``."""
-    return [str(piece) for piece in model.tokenizer.convert_ids_to_tokens(list(ids))]
+    """The raw vocabulary entry of each token, e.g. ``▁Hello``, ``<0xF0>``; empty for an id the tokenizer lacks."""
+    return [piece or "" for piece in model.tokenizer.convert_ids_to_tokens(list(ids))]
 
 
 def texts(model: Model, ids: Sequence[int]) -> list[str]:
     """What each token adds to the decoded text; joined, they are the text.
 
     A character that the vocabulary lacks is spelled by several byte tokens: the last of them adds the character,
-    the others add nothing. Bytes that are no character decode to U+FFFD.
+    the others add nothing. A byte that belongs to no character adds U+FFFD. (``tokenizers`` gives up all characters
+    of a row of byte tokens when one byte in it is astray, as when an answer ends inside a character; here the whole
+    ones survive.)
     """
     added: list[str] = []
-    run: list[int] = []
-    raw = pieces(model, ids)
-    for index, token in enumerate(ids):
-        if not _BYTE.fullmatch(raw[index]):
-            added.append(model.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    run = bytearray()
+    for token, piece in zip(ids, pieces(model, ids), strict=True):
+        if byte := _BYTE.fullmatch(piece):
+            run.append(int(byte[1], 16))
             continue
-        run.append(token)
-        ends = index + 1 == len(ids) or not _BYTE.fullmatch(raw[index + 1])
-        text = model.tokenizer.decode(run, clean_up_tokenization_spaces=False)
-        whole = not text.endswith("\ufffd")
-        added.append(text if ends or whole else "")
-        if ends or whole:
-            run = []
+        added += _characters(run)
+        run.clear()
+        added.append(str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False)))
+    return added + _characters(run)
+
+
+def _characters(run: bytes | bytearray) -> list[str]:
+    """What each byte adds to the text."""
+    added: list[str] = []
+    while len(added) < len(run):
+        start = len(added)
+        # UTF-8 is prefix-free: the shortest that decodes is the character.
+        for size in range(1, 5):
+            try:
+                added += [""] * (size - 1) + [bytes(run[start : start + size]).decode()]
+                break
+            except UnicodeDecodeError:
+                continue
+        else:
+            added.append("\ufffd")
     return added

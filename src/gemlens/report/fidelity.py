@@ -61,6 +61,7 @@ def _rows(figures: Fidelity) -> list[tuple[str, str, str]]:
         ),
         ("cosine", f"{figures.cosine:.3f}", ""),
         ("never fired", f"{figures.silent:.1%}", f"of the features, on {figures.tokens_measured:,} tokens"),
+        *_dead(figures),
         ("CE clean", f"{figures.ce_clean:.3f}", f"nats, on {figures.ce_tokens:,} tokens"),
         ("CE spliced", f"{figures.spliced.ce:.3f}", _difference(figures.spliced)),
         ("CE mean-ablated", f"{figures.mean_ablated.ce:.3f}", _difference(figures.mean_ablated)),
@@ -68,6 +69,12 @@ def _rows(figures: Fidelity) -> list[tuple[str, str, str]]:
         ("recovered against the mean", f"{figures.ce_recovered_mean:.3f}", ""),
         ("recovered against zeroing", f"{figures.ce_recovered:.3f}", "flatters: the mean alone scores high here"),
     ]
+
+
+def _dead(figures: Fidelity) -> list[tuple[str, str, str]]:
+    if figures.dead is None:
+        return []
+    return [("dead", f"{figures.dead:.1%}", f"never fired on {figures.dead_tokens:,} tokens of the training mix")]
 
 
 def _difference(loss: LossWith) -> str:

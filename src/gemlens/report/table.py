@@ -17,6 +17,8 @@ __all__ = ["plain", "render"]
 
 TOKEN_WIDTH = 16
 STRONGEST = 10
+# The signs of report.visible where the terminal has only ASCII: "\xb7cat" would be hard to read.
+_ASCII_SIGNS = str.maketrans({"·": "_", "↵": "\\n", "⇥": "\\t"})
 
 
 def render(analysis: Analysis, console: Console) -> None:
@@ -123,4 +125,8 @@ def plain(text: str, console: Console) -> str:
 
 def _encodable(text: str, console: Console) -> str:
     """Return ``text`` in characters that the terminal's encoding has."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII_SIGNS)
     return text.encode(console.encoding, "backslashreplace").decode(console.encoding)

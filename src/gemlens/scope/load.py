@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gemlens import hub
-from gemlens.errors import MissingPackageError, NotFoundError, WeightsError, nearest
+from gemlens.errors import MissingPackageError, NetworkError, NotFoundError, WeightsError, nearest
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.scope.rows import DenseRows
@@ -88,24 +89,11 @@ def load_sae(
     source = _locate(release, path, revision)
     config = _read_config(source.config) if source.config else {}
     reads, writes = _sites(config, path)
-    tensors = read_safetensors(source.params, _NAMES, frozenset({_SKIP}))
-    d_in, width = tensors["w_enc"].shape if tensors["w_enc"].ndim == 2 else (0, 0)
-    d_out = tensors["b_dec"].shape[0] if tensors["b_dec"].ndim else 0
-    check_shapes(
-        source.params,
-        tensors,
-        {
-            "w_enc": (d_in, width),
-            "w_dec": (width, d_out),
-            "b_enc": (width,),
-            "b_dec": (d_out,),
-            "threshold": (width,),
-            _SKIP: (d_in, d_out),
-        },
-    )
+    tensors = _read_params(source.params)
+    width = tensors["w_enc"].shape[1]
     if config.get("width", width) != width:
         raise WeightsError(
-            f"{source.config} says width {config['width']}, the tensors beside it have {width} features; "
+            f"{source.config} says width {config['width']!r}, the tensors beside it have {width} features; "
             "download both again"
         )
     tensors = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
@@ -165,23 +153,52 @@ def _locate(release: str, path: str, revision: str | None) -> _Source:
         config_file = hub.fetch(release, f"{path}/{_CONFIG}", revision=revision)
     except NotFoundError:
         config_file = None
+    except NetworkError:
+        if not _known_to_be_absent(release, f"{path}/{_CONFIG}", revision):
+            raise
+        config_file = None
     return _Source(params, config_file, hub.commit_of(params))
 
 
 def _inside(root: Path, path: str) -> Path:
     """The folder of one dictionary below ``root``, or ``root`` itself where it holds the files."""
-    if (root / path / _PARAMS).is_file():
-        return root / path
+    try:
+        if (root / path / _PARAMS).is_file():
+            return root / path
+    except OSError:  # a name longer than the file system allows is not there either
+        pass
     there = sorted(str(file.parent.relative_to(root)) for file in root.glob(f"**/{_PARAMS}"))
     if there == ["."]:
         return root
     raise NotFoundError(f"{root.name} holds no dictionary {path!r}; {nearest(path, there)}")
 
 
+def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
+    """Whether the hub once said that it has no such file, so that a dictionary without config.json loads offline."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repo, filename, revision=revision) is _CACHED_NO_EXIST
+
+
+def _read_params(path: Path) -> dict[str, Tensor]:
+    """The tensors of one dictionary, of shapes that fit together."""
+    tensors = read_safetensors(path, _NAMES, frozenset({_SKIP}))
+    encoder, bias = tensors["w_enc"], tensors["b_dec"]
+    if encoder.ndim != 2 or bias.ndim != 1 or not encoder.numel() or not bias.numel():
+        raise WeightsError(
+            f"{path}: w_enc has shape {list(encoder.shape)} and b_dec {list(bias.shape)}, expected [d_in, features] "
+            "and [d_out]; the file is not a Gemma Scope 2 dictionary"
+        )
+    (d_in, width), (d_out,) = encoder.shape, bias.shape
+    shapes = {"w_dec": (width, d_out), "b_enc": (width,), "threshold": (width,), _SKIP: (d_in, d_out)}
+    check_shapes(path, tensors, shapes)
+    return tensors
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}); download it again") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is not a JSON object; download it again")
@@ -192,18 +209,18 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _sites(config: dict[str, Any], path: str) -> tuple[Site, Site]:
     """From the config's hook points; from the path where the config is missing or names none."""
-    if "hf_hook_point_in" in config:
+    if config.get("hf_hook_point_in") is not None:
         reads = parse_hf_hook_point(str(config["hf_hook_point_in"]))
         return reads, parse_hf_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
     category = path.split("/")[0].removesuffix("_all")
-    layer = re.search(r"layer_(\d+)", path)
+    layer = re.search(r"layer_([0-9]{1,6})(?![0-9])", path)
     if category not in _CATEGORIES or layer is None:
         raise NotFoundError(
             f"{path} has no config.json that says what it reads, and its path does not; "
             f"expected CATEGORY/layer_L_…, with a category of {', '.join(_CATEGORIES)}"
         )
-    reads, writes = _CATEGORIES[category]
-    return Site(int(layer[1]), reads), Site(int(layer[1]), writes)
+    read, written = _CATEGORIES[category]
+    return Site(int(layer[1]), read), Site(int(layer[1]), written)
 
 
 def _model_name(config: dict[str, Any]) -> str | None:

@@ -42,11 +42,11 @@ def save_sae(sae: SAE, folder: Path, *, l0: float, dtype: torch.dtype = torch.bf
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         work.mkdir(parents=True)
-        save_file(
-            {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, work / "params.safetensors"
-        )
+        params = work / "params.safetensors"
+        save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, params)
+        params.chmod(0o644)  # save_file leaves it to its owner alone
         (work / "config.json").write_text(json.dumps(_config(sae, l0), indent=2) + "\n", encoding="utf-8")
-        os.replace(work, folder)
+        work.replace(folder)
     except OSError as error:
         raise OutputError(f"cannot write {folder} ({error.strerror or error}); free space or choose another") from error
     finally:

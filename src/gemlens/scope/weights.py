@@ -11,13 +11,15 @@ from gemlens.errors import NotFoundError, WeightsError
 
 __all__ = ["check_shapes", "read_safetensors"]
 
+_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+
 
 def read_safetensors(path: Path, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """Read some tensors of a file, in the dtype they are stored in.
 
     Raises:
         NotFoundError: no such file.
-        WeightsError: truncated, damaged, a tensor missing, or values that are not finite.
+        WeightsError: truncated, damaged, a tensor missing, or values that are not finite real numbers.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -34,6 +36,9 @@ def read_safetensors(path: Path, names: set[str], optional: frozenset[str] = fro
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is truncated or damaged ({error}); download it again") from error
     for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            stored = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsError(f"{path}: {name} holds {stored}, no real numbers gemlens knows; download it again")
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {name} holds values that are not finite; download it again")
     return tensors

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def analyze(
         WeightsError: the model computes values that are not finite.
     """
     dictionaries = [dictionaries] if isinstance(dictionaries, SAE) else list(dictionaries)
-    _check_options(dictionaries, top_k, max_new_tokens, temperature, top_p)
+    _check_options(dictionaries, top_k, max_new_tokens, temperature, top_p, seed)
     warnings = [warning for dictionary in dictionaries for warning in check_fit(model, dictionary)]
     text = prompt_text(model, prompt, system=system, chat=chat)
     prompt_ids = encode_prompt(model, text, room=max_new_tokens)
@@ -99,7 +100,7 @@ def analyze(
 
 
 def _check_options(
-    dictionaries: Sequence[SAE], top_k: int, max_new_tokens: int, temperature: float, top_p: float
+    dictionaries: Sequence[SAE], top_k: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
 ) -> None:
     if not dictionaries:
         raise InputError("no dictionary was given; load one with load_sae")
@@ -107,10 +108,12 @@ def _check_options(
         raise InputError(f"top_k {top_k}: at least 1 feature a token")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens {max_new_tokens}: 0 reads the prompt only, more generates")
-    if not temperature >= 0:
+    if not 0 <= temperature < math.inf:
         raise InputError(f"temperature {temperature}: 0 is greedy, higher is wilder")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p {top_p}: must lie above 0 and not exceed 1")
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed {seed}: must fit in 64 bits")
 
 
 def _at_tokens(features: Features, read: Tensor) -> Features:

@@ -6,6 +6,7 @@ nor counted.
 1. On the first 65,536 tokens, without the head: L0, variance explained, cosine, norms.
 2. On the first 8,192 tokens, taken up again at the site's layer with the clean pass shared: cross-entropy clean,
    with the site replaced by its reconstruction (spliced), by zero and by its mean.
+3. If text of the training mix is given: the share of features that never fire on a million tokens of it (dead).
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, activations, logits, module_at, reading
 from gemlens.lm.hooks import StopForward, write
 from gemlens.lm.resume import CleanPass, clean_pass, resume
+from gemlens.lm.stream import activation_stream
 from gemlens.records import Fidelity, LossWith
 from gemlens.scope.sae import SAE
+from gemlens.study.activity import Activity, activity
 from gemlens.study.fit_check import check_fit
 from gemlens.study.verdict import verdict
 
-__all__ = ["LENGTH", "fidelity", "rows_of"]
+__all__ = ["DEAD_TOKENS", "LENGTH", "activity_on", "fidelity", "rows_of"]
 
 LENGTH = 128
+DEAD_TOKENS = 1_000_000
 _VARIANCE_ROWS, _LOSS_ROWS = 512, 64
 _TOGETHER = 16
 
@@ -43,12 +47,14 @@ def fidelity(
     dictionary: SAE,
     texts: Iterable[str],
     *,
+    mix: Iterable[str] | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Fidelity:
     """Measure a dictionary on text, by the project's protocol.
 
     Args:
         texts: documents the dictionary was not trained on; 65,536 tokens are used, fewer if there are fewer.
+        mix: documents of the kind it was trained on, to count dead features over 1,000,000 tokens of.
         report: called with rows done and rows to do.
 
     Raises:
@@ -61,9 +67,13 @@ def fidelity(
         raise InputError(f"the text fills {len(rows)} rows of {LENGTH} tokens; fidelity needs 2, and wants 512")
     tokens = torch.from_numpy(np.stack(rows))
     loss_rows = tokens[:_LOSS_ROWS]
-    total = len(tokens) + len(loss_rows)
+    before_mix = len(tokens) + len(loss_rows)
+    total = before_mix + (DEAD_TOKENS // (LENGTH - 1) if mix is not None else 0)
     measured = _reconstruction(model, dictionary, tokens, lambda done: report(done, total))
     losses = _losses(model, dictionary, loss_rows, measured.mean, lambda done: report(len(tokens) + done, total))
+    seen = None
+    if mix is not None:
+        seen = activity_on(model, dictionary, mix, lambda done: report(before_mix + done // (LENGTH - 1), total))
     result = Fidelity(
         dictionary=dictionary.info,
         writes=str(dictionary.writes),
@@ -74,6 +84,8 @@ def fidelity(
         spliced=_against_clean(losses, "spliced"),
         zeroed=_against_clean(losses, "zeroed"),
         mean_ablated=_against_clean(losses, "mean"),
+        dead=seen.dead if seen else None,
+        dead_tokens=seen.tokens if seen else 0,
         verdict=(),
         warnings=tuple(warnings),
         **measured.figures,
@@ -88,6 +100,14 @@ def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterabl
         return model.tokenizer(group, add_special_tokens=False)["input_ids"]
 
     return pack(texts, encode, bos=model.bos, length=length)
+
+
+def activity_on(
+    model: Model, dictionary: SAE, mix: Iterable[str], report: Callable[[int], None] = lambda _done: None
+) -> Activity:
+    """How often and how strongly each feature fires on the first million tokens of ``mix``."""
+    stream = activation_stream(model, rows_of(model, mix), dictionary.reads)
+    return activity(dictionary, stream, DEAD_TOKENS, report=report)
 
 
 class _Measured(NamedTuple):

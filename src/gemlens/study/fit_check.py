@@ -13,7 +13,7 @@ from gemlens.sites import Site
 
 __all__ = ["check_fit", "site_width"]
 
-_GENERATION = re.compile(r"gemma-(\d)")
+_GENERATION = re.compile(r"gemma-?(\d)")
 
 
 def check_fit(model: Model, dictionary: SAE) -> list[str]:
@@ -34,15 +34,15 @@ def check_fit(model: Model, dictionary: SAE) -> list[str]:
                 f"it was trained on {trained_on}: choose that model, or a dictionary of this one"
             )
     ours, theirs = _plain_name(model.name), _plain_name(info.model_name or "")
-    generations = [match[1] for name in (ours, theirs) if (match := _GENERATION.search(name))]
-    if len(set(generations)) == 2:
+    # The model's own config: its name may be that of any folder.
+    generations = [_GENERATION.search(text) for text in (model.config.model_type, theirs)]
+    if len({match[1] for match in generations if match}) == 2:
         raise MismatchError(
             f"{info.id} was trained on {trained_on}, {model.name} is of another generation; choose a matching pair"
         )
     if theirs and ours != theirs:
-        return [
-            f"{info.category}/{info.id} was trained on {info.model_name}, not on {model.name}: features may mislead"
-        ]
+        dictionary_name = "/".join(filter(None, [info.category, info.id]))
+        return [f"{dictionary_name} was trained on {info.model_name}, not on {model.name}: features may mislead"]
     return []
 
 

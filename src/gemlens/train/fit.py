@@ -110,14 +110,14 @@ def fit(
     batches: Iterable[Tensor],
     config: FitConfig,
     *,
-    info: DictionaryInfo,
+    info: DictionaryInfo | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> SAE:
     """Train a dictionary on [batch, d] activations, BOS left out and tokens shuffled.
 
     Args:
         batches: at least ``config.tokens / config.batch`` of them, each [config.batch, d].
-        info: how the result is named.
+        info: how the result is named; after its site and width by default.
         report: called after every step.
 
     Raises:
@@ -153,7 +153,13 @@ def fit(
             "give more text or ask for fewer"
         )
     threshold = _threshold(torch.cat(list(recent)), weights, config)
-    return _fold(weights, threshold, mean, scale, config.place, info)
+    return _fold(weights, threshold, mean, scale, config.place, info or _named_after(config))
+
+
+def _named_after(config: FitConfig) -> DictionaryInfo:
+    site = config.place
+    name = f"layer_{site.layer}_width_{config.width}_l0_{config.l0:g}"
+    return DictionaryInfo("untitled", site.name, name, str(site), site.layer, config.width, None)
 
 
 def _step(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["auxiliary_loss", "batch_top_k", "reconstruction_loss", "token_weights"]
+__all__ = ["auxiliary_loss", "batch_top_k", "decode", "encode", "reconstruction_loss", "token_weights"]
 
 
 def batch_top_k(pre: Tensor, k: float) -> tuple[Tensor, Tensor]:
@@ -68,8 +68,8 @@ def _matmul(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 def _smallest_of_largest(values: Tensor, count: int) -> Tensor:
     """The ``count``-th largest of many values, most of which are far below it.
 
-    A sample bounds it from below (the value that twice as many exceed), and only what lies above the bound is searched: over 8
-    million values that takes a third of the time of a plain ``topk``.
+    A sample bounds it from below (the value that twice as many exceed), and only what lies above the bound is
+    searched: over 8 million values that takes a third of the time of a plain ``topk``.
     """
     stride = max(1, len(values) // 100_000)
     sample = values[::stride]

@@ -1,37 +1,13 @@
-"""Activations of a model over a corpus, shuffled across documents, as batches to train on."""
+"""Batches to train on, drawn at random from a stream of activations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gemlens.lm.gemma import Model, activations
-from gemlens.sites import Site
-
-__all__ = ["activation_stream", "shuffled_batches"]
-
-
-def activation_stream(
-    model: Model, rows: Iterable[NDArray[np.int64]], site: Site, *, together: int = 32
-) -> Iterator[Tensor]:
-    """Yield [tokens, d] activations, BOS left out, of ``together`` rows at a time."""
-    group: list[NDArray[np.int64]] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == together:
-            yield _read(model, group, site)
-            group = []
-    if group:
-        yield _read(model, group, site)
-
-
-def _read(model: Model, rows: list[NDArray[np.int64]], site: Site) -> Tensor:
-    tokens = torch.from_numpy(np.stack(rows))
-    return activations(model, tokens, [site])[site][:, 1:].flatten(0, 1)
+__all__ = ["shuffled_batches"]
 
 
 def shuffled_batches(stream: Iterable[Tensor], *, batch: int, buffer: int = 131_072, seed: int = 0) -> Iterator[Tensor]:
