@@ -1,4 +1,4 @@
-"""``gemlens analyze`` with names, dictionaries and models that are wrong, damaged or do not fit: one line, no litter."""
+"""``gemlens analyze`` with dictionaries and models that are missing, damaged or do not fit: one line, no litter."""
 
 import shutil
 from pathlib import Path

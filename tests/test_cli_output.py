@@ -95,16 +95,21 @@ def test_a_real_interrupt_ends_a_real_process(world, elsewhere):
     code = (
         "import signal, time, gemlens.study.analyze as study\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
-        "def activations(*_): print('reading', flush=True); time.sleep(100)\n"
+        "def activations(*_):\n"
+        "    print('reading', flush=True)\n"
+        "    while True: time.sleep(0.05)\n"  # one long sleep could begin just after the signal was noted
         "study.activations = activations\n"
         "from gemlens.app.cli import main; main()"
     )
     arguments = [sys.executable, "-c", code, *world.arguments("--export", "html")]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "reading\n"
-    assert everything_in(elsewhere) == ["outputs"]
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "reading\n"
+            assert everything_in(elsewhere) == ["outputs"]
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err.strip()) == (130, "error: interrupted")
     assert everything_in(elsewhere) == []
 

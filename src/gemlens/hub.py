@@ -65,7 +65,8 @@ class _Asked(NamedTuple):
 
 def is_repo_id(name: str) -> bool:
     """Whether ``name`` reads as ``org/name`` on the hub; a local path of that name wins."""
-    return _REPO_ID.fullmatch(name) is not None and not Path(name).exists()
+    # The hub's names have at most 96 characters; longer ones may be more than a file system can look up.
+    return len(name) <= 96 and _REPO_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def fetch(repo: str, filename: str, *, revision: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Where gemlens keeps what it makes for itself."""
+"""Folders: where gemlens keeps what it makes for itself, and those that users name."""
 
 from __future__ import annotations
 
@@ -12,3 +12,12 @@ def cache_dir() -> Path:
         return Path(explicit).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "gemlens"
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of that name, ``~`` expanded; None if there is none, or the file system cannot have one."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL in it
+        return None

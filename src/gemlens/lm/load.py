@@ -14,6 +14,7 @@ from gemlens import hub
 from gemlens.errors import InputError, MismatchError, NotFoundError, WeightsError
 from gemlens.lm.gemma import Model
 from gemlens.lm.starter import STARTER_NAME, starter_folder
+from gemlens.paths import local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,7 +89,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def _folder(model_id: str, revision: str | None) -> Path:
     if model_id == STARTER_NAME:
         return starter_folder()
-    if (folder := Path(model_id).expanduser()).is_dir():
+    if folder := local_folder(model_id):
         return folder
     if not hub.is_repo_id(model_id):
         raise NotFoundError(

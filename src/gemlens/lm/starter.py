@@ -112,7 +112,7 @@ def starter_folder() -> Path:
         work.mkdir()
         try:
             _convert(buffer, work)
-            os.replace(work, folder)
+            work.replace(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:

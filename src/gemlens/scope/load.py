@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gemlens import hub
 from gemlens.errors import MissingPackageError, NetworkError, NotFoundError, WeightsError, nearest
+from gemlens.paths import local_folder
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.scope.rows import DenseRows
@@ -138,8 +139,8 @@ def starter_root() -> Path:
 
 
 def _locate(release: str, path: str, revision: str | None) -> _Source:
-    root = starter_root() if release == STARTER_RELEASE else Path(release).expanduser()
-    if root.is_dir():
+    root = starter_root() if release == STARTER_RELEASE else local_folder(release)
+    if root:
         folder = _inside(root, path)
         config = folder / _CONFIG
         return _Source(folder / _PARAMS, config if config.is_file() else None, hub.commit_of(folder))
