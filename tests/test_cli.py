@@ -58,7 +58,7 @@ def test_options_and_defaults_are_the_promised_ones():
 
 def test_what_options_stand_for_when_left_out():
     from gemlens.app.options import default_dictionary
-    from gemlens.scope.load import STARTER_DICTIONARY, STARTER_RELEASE
+    from gemlens.scope.starter import STARTER_DICTIONARY, STARTER_RELEASE
 
     scope = ("google/gemma-scope-2-270m-it", ["layer_12_width_16k_l0_small"])
     assert default_dictionary("google/gemma-3-270m-it", None, None) == scope
@@ -103,19 +103,20 @@ def test_the_table_alone_writes_no_file(world, capsys, elsewhere):
 
 
 def test_exports_are_written_where_they_were_asked_for(world, capsys, elsewhere):
+    out = "a/b [/red]"  # not markup
     kinds = ["--export", "html", "--export", "json", "--export", "jsonl", "--export", "json"]
-    ran = run(capsys, *world.arguments("--prompt", "the cat", *kinds, "--out-dir", "a/b"))
+    ran = run(capsys, *world.arguments("--prompt", "the cat", *kinds, "--out-dir", out))
     assert ran.code == 0, ran.err
     names = [f"{REPORT}.{kind}" for kind in ("html", "json", "jsonl")]
-    assert everything_in(elsewhere / "a" / "b") == names
-    assert ran.err.splitlines() == [f"wrote a/b/{name}" for name in names]
-    record = report(Path("a/b"))
-    rows = [json.loads(line) for line in Path("a/b", names[2]).read_text("utf-8").splitlines()]
+    assert everything_in(elsewhere / out) == names
+    assert ran.err.splitlines() == [f"wrote {out}/{name}" for name in names]
+    record = report(Path(out))
+    rows = [json.loads(line) for line in Path(out, names[2]).read_text("utf-8").splitlines()]
     assert record["prompt"] == "the cat"
     assert record["layer"] == 2
     assert [row["token"] for row in rows] == [token["token"] for token in record["tokens"]]
     assert record["tokens"][0]["l0"] is None
-    assert "the cat" in Path("a/b", names[0]).read_text("utf-8")
+    assert "the cat" in Path(out, names[0]).read_text("utf-8")
 
 
 def test_a_second_run_replaces_the_report(world, capsys, elsewhere):

@@ -80,7 +80,7 @@ def test_features_are_those_of_the_residuals_the_model_used(report):
     import torch
 
     from gemlens import load_model
-    from gemlens.scope.load import starter_root
+    from gemlens.scope.starter import starter_root
     from gemlens.scope.weights import read_safetensors
 
     model = load_model("starter")

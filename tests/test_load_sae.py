@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from fake_hub import FakeHub, connected
 from gemlens.errors import GemlensError, MissingPackageError, NotFoundError, WeightsError
 from gemlens.scope import load as load_module
-from gemlens.scope.load import STARTER_DICTIONARY, load_sae, split_id, starter_root
+from gemlens.scope.load import load_sae, split_id
 from gemlens.scope.sae import SAE
+from gemlens.scope.starter import STARTER_DICTIONARY, starter_root
 from tiny import files_below, published_config, random_tensors, write_dictionary
 
 D, WIDTH = 8, 40

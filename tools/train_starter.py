@@ -25,9 +25,10 @@ from gemlens.lm.gemma import Model
 from gemlens.lm.load import load_model
 from gemlens.lm.stream import activation_stream
 from gemlens.records import DictionaryInfo
-from gemlens.scope.load import STARTER_DICTIONARY, load_sae
+from gemlens.scope.load import load_sae
 from gemlens.scope.sae import SAE
 from gemlens.scope.save import save_sae
+from gemlens.scope.starter import STARTER_DICTIONARY
 from gemlens.study.fidelity import activity_on, fidelity, rows_of
 from gemlens.train.fit import FitConfig, Progress, fit
 from gemlens.train.stream import shuffled_batches

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemlens import hub
 from gemlens.app.console import busy
 from gemlens.app.options import check_layer
 from gemlens.lm.starter import STARTER_NAME
+from gemlens.paths import local_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ def load(
 
 
 def _on_hub(source: str) -> bool:
-    return source != STARTER_NAME and not Path(source).expanduser().is_dir()
+    return source != STARTER_NAME and local_folder(source) is None
 
 
 def _busy_unless_downloading(console: Console, source: str, what: str) -> AbstractContextManager[None]:

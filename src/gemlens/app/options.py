@@ -12,6 +12,8 @@ import typer
 from gemlens.errors import InputError, MismatchError, NotFoundError, nearest
 from gemlens.hub import is_repo_id
 from gemlens.lm.starter import STARTER_NAME
+from gemlens.paths import local_folder
+from gemlens.scope.starter import STARTER_DICTIONARY, STARTER_RELEASE
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -47,8 +49,6 @@ __all__ = [
 DEFAULT_MODEL = "google/gemma-3-270m-it"
 DEFAULT_PROMPT = "Explain what a sparse autoencoder is in plain language."
 _DEFAULT_RELEASE, _DEFAULT_ID = "google/gemma-scope-2-270m-it", "layer_12_width_16k_l0_small"
-# As in scope.load, which imports torch: options are checked before that.
-_STARTER_RELEASE, _STARTER_DICTIONARY = "starter", "resid_post/layer_12_width_4k_l0_medium"
 # Below this, scores divided by the temperature leave float32; the answer has long been that of 0.
 _COLDEST = 1e-3
 
@@ -157,9 +157,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of sampling.", metavar=
 def default_dictionary(model_id: str, release: str | None, ids: list[str] | None) -> tuple[str, list[str]]:
     """Fill in what was left out: the starter's dictionary for the starter, else Gemma Scope 2's for Gemma 3 270M it."""
     if release is None:
-        release = _STARTER_RELEASE if model_id == STARTER_NAME else _DEFAULT_RELEASE
+        release = STARTER_RELEASE if model_id == STARTER_NAME else _DEFAULT_RELEASE
     if not ids:
-        ids = [_STARTER_DICTIONARY if release == _STARTER_RELEASE else _DEFAULT_ID]
+        ids = [STARTER_DICTIONARY if release == STARTER_RELEASE else _DEFAULT_ID]
     return release, list(dict.fromkeys(ids))
 
 
@@ -189,7 +189,7 @@ def check_sources(model_id: str, release: str, category: str, ids: list[str]) ->
         NotFoundError: neither a folder nor ``owner/name``.
     """
     _check_place("--model-id", model_id, DEFAULT_MODEL, STARTER_NAME)
-    _check_place("--sae-release", release, _DEFAULT_RELEASE, _STARTER_RELEASE)
+    _check_place("--sae-release", release, _DEFAULT_RELEASE, STARTER_RELEASE)
     for option, name in [("--sae-category", category), *(("--sae-id", name) for name in ids)]:
         path = PurePosixPath(name)
         if ".." in path.parts or path.is_absolute():
@@ -217,7 +217,7 @@ def check_layer(layer: int | None, name: str, actual: int | None = None) -> None
 def _check_place(option: str, name: str, example: str, starter: str) -> None:
     if not name.strip():
         raise InputError(f"{option} is empty; name a hub repository like {example}, a folder, or {starter}")
-    if name != starter and not Path(name).expanduser().is_dir() and not is_repo_id(name):
+    if name != starter and local_folder(name) is None and not is_repo_id(name):
         raise NotFoundError(
             f"{option} {name!r} is neither a folder nor a hub repository (owner/name); "
             f"{nearest(name, [example, starter])}"

@@ -36,13 +36,13 @@ def documents(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
             if not inside:
                 raise NotFoundError(f"{path} holds no {' or '.join(_SUFFIXES)} file; name a folder of text files")
             found += inside
         elif not path.exists():
             raise NotFoundError(f"{path} does not exist; name a text file, a JSON Lines file or a folder of them")
-        elif path.suffix not in _SUFFIXES:
+        elif path.suffix.lower() not in _SUFFIXES:
             raise InputError(f"{path} is not a {' or '.join(_SUFFIXES)} file; convert it first")
         else:
             found.append(path)
@@ -56,10 +56,10 @@ def read_documents(path: Path, field: str = "text") -> Iterator[str]:
         InputError: not UTF-8, not JSON, or a line without the field; names file and line.
     """
     try:
-        if path.suffix == ".txt":
-            yield path.read_text("utf-8")
+        if path.suffix.lower() == ".txt":
+            yield path.read_text("utf-8-sig")
             return
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _text(line, field, f"{path}, line {number}")

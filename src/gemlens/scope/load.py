@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 
 from gemlens import hub
-from gemlens.errors import MissingPackageError, NetworkError, NotFoundError, WeightsError, nearest
+from gemlens.errors import NetworkError, NotFoundError, WeightsError, nearest
 from gemlens.paths import local_folder
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
+from gemlens.scope.starter import STARTER_RELEASE, starter_root
 from gemlens.scope.weights import check_shapes, read_safetensors
 from gemlens.sites import Site, parse_hf_hook_point
 
-__all__ = ["STARTER_DICTIONARY", "STARTER_RELEASE", "load_sae", "split_id", "starter_root"]
+__all__ = ["load_sae", "split_id"]
 
-STARTER_RELEASE = "starter"
-STARTER_DICTIONARY = "resid_post/layer_12_width_4k_l0_medium"
 _CONFIG, _PARAMS = "config.json", "params.safetensors"
 _NAMES = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _SKIP = "affine_skip_connection"
@@ -122,26 +121,10 @@ def load_sae(
     )
 
 
-def starter_root() -> Path:
-    """Folder of the starter's dictionaries, in the package gemlens-starter.
-
-    Raises:
-        MissingPackageError: with the command that installs it.
-    """
-    from importlib.resources import files
-
-    try:
-        return Path(str(files("gemlens_starter")))
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "the starter's dictionaries are in a package of their own: pip install ./starter in gemlens' repository"
-        ) from error
-
-
 def _locate(release: str, path: str, revision: str | None) -> _Source:
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
     if root:
-        folder = _inside(root, path)
+        folder = _inside(root, path, release)
         config = folder / _CONFIG
         return _Source(folder / _PARAMS, config if config.is_file() else None, hub.commit_of(folder))
     if not hub.is_repo_id(release):
@@ -161,7 +144,7 @@ def _locate(release: str, path: str, revision: str | None) -> _Source:
     return _Source(params, config_file, hub.commit_of(params))
 
 
-def _inside(root: Path, path: str) -> Path:
+def _inside(root: Path, path: str, release: str) -> Path:
     """The folder of one dictionary below ``root``, or ``root`` itself where it holds the files."""
     try:
         if (root / path / _PARAMS).is_file():
@@ -171,7 +154,7 @@ def _inside(root: Path, path: str) -> Path:
     there = sorted(str(file.parent.relative_to(root)) for file in root.glob(f"**/{_PARAMS}"))
     if there == ["."]:
         return root
-    raise NotFoundError(f"{root.name} holds no dictionary {path!r}; {nearest(path, there)}")
+    raise NotFoundError(f"{release} holds no dictionary {path!r}; {nearest(path, there)}")
 
 
 def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -176,11 +177,8 @@ def _losses(
 
 def _read_again(model: Model, dictionary: SAE, clean: CleanPass) -> Tensor:
     """[batch, n, d_in] at the site the dictionary reads, from a clean pass."""
-    with reading(model, [dictionary.reads], stop=True) as found:
-        try:
-            resume(model, clean)
-        except StopForward:
-            pass
+    with reading(model, [dictionary.reads], stop=True) as found, suppress(StopForward):
+        resume(model, clean)
     return found[dictionary.reads][0]
 
 

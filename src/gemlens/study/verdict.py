@@ -45,7 +45,8 @@ def _quality(figures: Fidelity) -> list[str]:
             f"{word}: the reconstruction costs {cost.above_clean:.3f} ± {cost.standard_error:.3f} nats a token and "
             f"recovers {recovered:.0%} of what replacing {figures.writes} by its mean costs"
         )
-    if figures.silent > 0.1:
+    # On less text rare features had no chance.
+    if figures.silent > 0.1 and figures.tokens_measured > 10_000:
         said.append(f"{figures.silent:.0%} of the features never fired on {figures.tokens_measured:,} tokens")
     if figures.norm_max_over_median > 4:
         said.append(
