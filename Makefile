@@ -24,8 +24,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests tools
-	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_face.py
 
