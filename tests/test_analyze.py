@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from gemlens import __version__
 from gemlens.errors import InputError, MismatchError, WeightsError
 from gemlens.lm.gemma import activations
 from gemlens.lm.text import encode_prompt, pieces, prompt_text
+from gemlens.report import table
+from gemlens.report.html import to_html
+from gemlens.report.json import to_dict
 from gemlens.sites import parse_site
 from gemlens.study.analyze import analyze
 from gemlens.study.fit_check import check_fit, site_width
@@ -129,6 +134,16 @@ def test_the_opening_of_a_chat_is_left_out_where_gemma_scope_2_left_it_out(info,
     both = analyze(chat_model, [random_sae(chat_model, "resid_post.1"), ours], "Hi")
     assert [token.l0 is None for token in both.tokens] == [i < n for i in range(len(both.tokens))]
     assert all(active.indptr[n] == 0 for active in both.activations)
+
+
+def test_every_view_marks_the_opening_of_a_chat_as_not_read(chat_model):
+    ours = random_sae(chat_model, "resid_post.3", model_name="google/gemma-3-270m-it")
+    analysis = analyze(chat_model, ours, "Hi")
+    terminal = Console(file=io.StringIO(), width=120)
+    table.render(analysis, terminal)
+    shown = (terminal.file.getvalue(), to_html(analysis).split("<script")[0], analysis._repr_html_())
+    assert [text.count("not read") for text in shown] == [len(OPENING)] * 3
+    assert [token["l0"] for token in to_dict(analysis)["tokens"][: len(OPENING) + 1]].count(None) == len(OPENING)
 
 
 @pytest.mark.parametrize(
