@@ -26,7 +26,7 @@ from gemlens.scope.catalog import neuronpedia_id
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
 from gemlens.scope.weights import check_shapes, read_safetensors
-from gemlens.sites import Site, parse_hf_hook_point
+from gemlens.sites import Site, parse_hook_point
 
 __all__ = ["STARTER_DICTIONARY", "STARTER_RELEASE", "load_sae", "split_id", "starter_root"]
 
@@ -211,8 +211,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _sites(config: dict[str, Any], path: str) -> tuple[Site, Site]:
     """From the config's hook points; from the path where the config is missing or names none."""
     if config.get("hf_hook_point_in") is not None:
-        reads = parse_hf_hook_point(str(config["hf_hook_point_in"]))
-        return reads, parse_hf_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
+        reads = parse_hook_point(str(config["hf_hook_point_in"]))
+        return reads, parse_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
     category = path.split("/")[0].removesuffix("_all")
     layer = re.search(r"layer_([0-9]{1,6})(?![0-9])", path)
     if category not in _CATEGORIES or layer is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -24,8 +25,8 @@ from torch.nn import functional as F
 
 from gemlens.data.corpus import pack
 from gemlens.errors import InputError
-from gemlens.lm.gemma import Model, activations, logits, module_at, reading
-from gemlens.lm.hooks import StopForward, write
+from gemlens.lm.gemma import Model, activations, logits, reading, writing
+from gemlens.lm.hooks import StopForward
 from gemlens.lm.resume import CleanPass, clean_pass, resume
 from gemlens.lm.stream import activation_stream
 from gemlens.records import Fidelity, LossWith
@@ -176,11 +177,8 @@ def _losses(
 
 def _read_again(model: Model, dictionary: SAE, clean: CleanPass) -> Tensor:
     """[batch, n, d_in] at the site the dictionary reads, from a clean pass."""
-    with reading(model, [dictionary.reads], stop=True) as found:
-        try:
-            resume(model, clean)
-        except StopForward:
-            pass
+    with reading(model, [dictionary.reads], stop=True) as found, suppress(StopForward):
+        resume(model, clean)
     return found[dictionary.reads][0]
 
 
@@ -190,7 +188,7 @@ def _resume_with(model: Model, dictionary: SAE, clean: CleanPass, value: Tensor)
     def edit(old: Tensor) -> Tensor:
         return torch.cat([old[:, :1], value[:, 1:]], dim=1)
 
-    with write(*module_at(model, dictionary.writes), edit):
+    with writing(model, dictionary.writes, edit):
         return resume(model, clean)
 
 
