@@ -5,12 +5,12 @@ import stat
 
 import pytest
 import torch
-from tiny import random_tensors, sae_of
 
 from gemlens.errors import OutputError
 from gemlens.scope.load import load_sae
 from gemlens.scope.save import save_sae
 from gemlens.sites import parse_site
+from tiny import random_tensors, sae_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

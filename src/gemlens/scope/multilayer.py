@@ -159,9 +159,7 @@ class MultiLayer(nn.Module):
         for index in sources:
             layer = self._at(index)
             fired = features[self.reads[index]]
-            total = total + sparse.weighted_sum(
-                fired, layer.decoder, stride=layer.outputs, offset=output - layer.first
-            )
+            total = total + sparse.weighted_sum(fired, layer.decoder, stride=layer.outputs, offset=output - layer.first)
         return total
 
     @torch.no_grad()

@@ -54,7 +54,9 @@ FORMATS = [
     Format("Gemma Scope 1", "params.npz", gemma_scope_1.read_sae, r"average_l0_|^embedding/"),
     Format("SAELens", "sae_weights.safetensors", saelens.read_sae, r"blocks\.\d+\."),
     Format("circuit-tracer", "", circuit_tracer.read_transcoder, r"(^|/)layer_\d+(\.safetensors)?$"),
-    Format("Gemma Scope 2", "params_layer_0.safetensors", gemma_scope_2_layers.read_layers, r"^(clt|crosscoder)/", True),
+    Format(
+        "Gemma Scope 2", "params_layer_0.safetensors", gemma_scope_2_layers.read_layers, r"^(clt|crosscoder)/", True
+    ),
     Format("circuit-tracer", "W_enc_0.safetensors", circuit_tracer.read_clt, r"^$", True),
 ]
 

@@ -20,7 +20,7 @@ from gemlens.scope.formats.layout import Layout, Target, read
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
 from gemlens.scope.weights import open_safetensors
-from gemlens.sites import Site, parse_hf_hook_point
+from gemlens.sites import Site, parse_hook_point
 
 __all__ = ["LAYOUT", "check_config", "check_skip", "model_name", "read_sae"]
 
@@ -99,8 +99,8 @@ def model_name(config: dict[str, Any]) -> str | None:
 def _sites(config: dict[str, Any], folder: Folder) -> tuple[Site, Site]:
     """From the config's hook points; from the path where the config is missing or names none."""
     if config.get("hf_hook_point_in") is not None:
-        reads = parse_hf_hook_point(str(config["hf_hook_point_in"]))
-        return reads, parse_hf_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
+        reads = parse_hook_point(str(config["hf_hook_point_in"]))
+        return reads, parse_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
     # A path of several parts is believed over the folders that the release lies in.
     said = _CATEGORY.findall(folder.path if "/" in folder.path else folder.said)
     if not said:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 
 from gemlens.errors import NotFoundError, WeightsError
-from gemlens.scope.folder import Folder, read_config
+from gemlens.scope.folder import Folder, LocalFolder, read_config
 from gemlens.scope.formats.gemma_scope_2 import LAYOUT, check_config, check_skip, model_name
 from gemlens.scope.formats.layout import Target, read
 from gemlens.scope.multilayer import Layer, MultiLayer
@@ -52,7 +52,8 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
     else:
         reads, writes = ([Site(number, name) for number in range(count)] for name in ("mlp_in", "mlp_out"))
     layers = [_layer(folder, index, count, 0 if crosses else index, to) for index in range(count)]
-    if folder.find(f"params_layer_{count}.safetensors"):
+    # A repository is not mixed by accident, and asking it costs.
+    if isinstance(folder, LocalFolder) and folder.find(f"params_layer_{count}.safetensors"):
         raise WeightsError(
             f"{folder.path or folder.release} has params_layer_{count}.safetensors, its tensors are of {count} layers; "
             "files of two dictionaries are mixed"

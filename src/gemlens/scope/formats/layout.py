@@ -1,11 +1,11 @@
 """What every layout has in common: its own names for the same few tensors.
 
-    encoder    [F, d_in]     one row a feature
-    decoder    [F, d_out]    one row a feature; [F, outputs, d_out] where a feature writes several layers
-    b_enc      [F]
-    b_dec      [d_out]
-    threshold  [F]           absent for ReLU
-    skip       [d_in, d_out] applied as ``x @ skip``; optional
+encoder    [F, d_in]     one row a feature
+decoder    [F, d_out]    one row a feature; [F, outputs, d_out] where a feature writes several layers
+b_enc      [F]
+b_dec      [d_out]
+threshold  [F]           absent for ReLU
+skip       [d_in, d_out] applied as ``x @ skip``; optional
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from gemlens.scope.formats.layout import Layout, Target, read
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
 from gemlens.scope.weights import open_safetensors
-from gemlens.sites import Site, parse_hf_hook_point
+from gemlens.sites import Site, parse_hook_point
 
 __all__ = ["read_sae"]
 
@@ -129,7 +129,9 @@ def _refuse_what_cannot_be_honoured(config: dict[str, Any], where: str) -> None:
         # By identity for bools: 1 == True, and a config with numbers there is damaged.
         if name in config and not any(value is each or (isinstance(value, str) and value == each) for each in honoured):
             choices = " or ".join(str(each) for each in honoured)
-            raise WeightsError(f"{where} says {name} {str(value)[:40]!r}, which gemlens cannot apply; it reads {choices}")
+            raise WeightsError(
+                f"{where} says {name} {str(value)[:40]!r}, which gemlens cannot apply; it reads {choices}"
+            )
     if config["rescale_acts_by_decoder_norm"] and config["architecture"] != "topk":
         raise WeightsError(f"{where} says rescale_acts_by_decoder_norm, which only topk dictionaries have")
 
@@ -144,7 +146,7 @@ def _sites(config: dict[str, Any], where: str) -> tuple[Site, Site]:
 def _site(config: dict[str, Any], suffix: str) -> Site | None:
     # Hugging Face's name first: SAELens' names for Gemma Scope 2 are not always TransformerLens'.
     if point := _text(config, f"hf_hook_name{suffix}"):
-        return parse_hf_hook_point(point)
+        return parse_hook_point(point)
     name = _text(config, f"hook_name{suffix}")
     return site_of_hook(name) if name else None
 
