@@ -27,7 +27,7 @@ from gemlens.errors import NotFoundError, WeightsError
 
 __all__ = ["StoredTensor", "TensorFile", "check_shapes", "open_npz", "open_safetensors"]
 
-_PART = 1 << 22
+_PART = 1 << 18
 """Numbers that are read at a time."""
 _SAFETENSORS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _NPY = {np.dtype("<f4"): torch.float32, np.dtype("<f2"): torch.float16, np.dtype("<f8"): torch.float64}
