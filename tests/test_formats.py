@@ -247,6 +247,26 @@ def test_a_crosscoder_whose_name_lists_other_layers(tmp_path):
     assert "names the layers 7_13_17_22, its tensors are of 3" in refused(WeightsError, load_crosscoder, tmp_path, name)
 
 
+def test_layers_of_two_dictionaries(tmp_path):
+    """Each file holds together by itself; a reconstruction would not."""
+    name = CLT.removesuffix("_affine")
+    layers = random_layers()
+    wide = torch.nn.functional.pad(layers[1]["w_dec"], (0, 1))
+    layers[1] |= {"w_dec": wide, "b_dec": torch.zeros(D + 1)}
+    write_layers(tmp_path / name, layers)
+    assert "files of two dictionaries are mixed" in refused(WeightsError, load_clt, tmp_path, name)
+    layers = random_layers(skip=True)
+    layers[1].pop("skip")
+    write_layers(tmp_path / "b" / name, layers)
+    assert "some layers have a skip" in refused(WeightsError, load_clt, tmp_path / "b", name)
+
+
+def test_values_too_large_for_the_dtype_that_is_asked_for(tmp_path):
+    write_gemma_scope_2(tmp_path / RES, random_weights() | {"b_dec": torch.full((D,), 1e6)})
+    assert "not finite as float16" in refused(WeightsError, load_sae, tmp_path, RES, dtype=torch.float16)
+    assert load_sae(str(tmp_path), RES, dtype=torch.bfloat16).b_dec.dtype == torch.bfloat16
+
+
 # SAELens
 
 
@@ -430,7 +450,7 @@ def test_circuit_tracer_folders_that_do_not_hold_together(tmp_path):
         {n: t for n, t in load_file(folder / "W_enc_1.safetensors").items() if "skip" not in n},
         folder / "W_enc_1.safetensors",
     )
-    assert "some layers have a W_skip and some lack it" in refused(WeightsError, load_clt, folder)
+    assert "some layers have a skip and some lack it" in refused(WeightsError, load_clt, folder)
     (folder / "W_enc_1.safetensors").unlink()
     assert "lacks W_enc_1.safetensors" in refused(WeightsError, load_clt, folder)
     (folder / "W_enc_1.safetensors").write_bytes(first)
@@ -513,6 +533,7 @@ def test_every_format_from_the_hub_then_offline(tmp_path, hub_home):
         "google/gemma-scope-2b-pt-res": files_below(tmp_path / "gemma-scope-2b-pt-res"),
         "org/scope": files_below(root),
         "org/clt": files_below(tmp_path / "clt"),
+        "org/set": files_below(root / "sets/one"),
     }
     inside = GEMMA_SCOPE_1.partition("/")[2]
 
@@ -522,6 +543,7 @@ def test_every_format_from_the_hub_then_offline(tmp_path, hub_home):
             load_sae("gemma-scope-2b-pt-res", inside),  # SAELens' name
             load_sae("org/scope", "mine/here"),
             load_transcoder("org/scope", "sets/one/layer_2"),
+            load_sae("org/set", "layer_2", category="resid_post"),  # the command line's default
         ]
         for sae in saes:
             holds(sae, weights)
@@ -540,6 +562,11 @@ def test_every_format_from_the_hub_then_offline(tmp_path, hub_home):
         write_yaml(tmp_path / "yaml", "transcoder_set")
     with connected(hub.url, home=hub_home, offline=True):
         assert [each.info for each in load_all()] == infos
+
+
+def test_a_name_that_no_repository_can_have(hub_home):
+    with FakeHub({}) as hub, connected(hub.url, home=hub_home):
+        assert "is not a name on the hub" in refused(InputError, load_sae, "a--b/c", RES)
 
 
 def test_saelens_names_that_do_not_exist():

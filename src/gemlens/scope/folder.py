@@ -136,7 +136,10 @@ def is_cached(repo: str, filename: str, revision: str | None) -> bool:
     """Whether a file of a repository can be had without the hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repo, filename, revision=revision), str)
+    try:
+        return isinstance(try_to_load_from_cache(repo, filename, revision=revision), str)
+    except ValueError:  # no name that a repository can have: the hub's client will say so
+        return False
 
 
 def read_config(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

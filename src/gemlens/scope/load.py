@@ -165,12 +165,13 @@ def _locate(
     release: str, name: str, category: str | None, revision: str | None, *, over_layers: bool
 ) -> tuple[Folder, Format]:
     """The folder of a dictionary, and the format it is in."""
-    path = "/".join(filter(None, split_id(name, category if name.strip("/") else None)))
+    name = name.strip("/")
+    path = "/".join(filter(None, split_id(name, category if name else None)))
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
     if root:
-        return _in_folder(release, root, path, over_layers=over_layers)
-    repo, path = _named(release, name.strip("/"), path)
-    return _in_repo(repo, path, revision, over_layers=over_layers)
+        return _in_folder(release, root, [path, name], over_layers=over_layers)
+    repo, path = _named(release, name, path)
+    return _in_repo(repo, [path, name], revision, over_layers=over_layers)
 
 
 def _named(release: str, name: str, path: str) -> tuple[str, str]:
@@ -191,10 +192,12 @@ def _named(release: str, name: str, path: str) -> tuple[str, str]:
     return entry.repo, entry.path
 
 
-def _in_folder(release: str, root: Path, path: str, *, over_layers: bool) -> tuple[Folder, Format]:
+# Both are given a path with the category and the bare name: a category that only stands in for none does not hide
+# what the name finds.
+def _in_folder(release: str, root: Path, paths: list[str], *, over_layers: bool) -> tuple[Folder, Format]:
     """A dictionary below ``root``, or ``root`` itself where it is one."""
-    # A category that the user did not think of does not hide what its name finds.
-    for inside in dict.fromkeys([path, path.rpartition("/")[2]] if path else []):
+    path = paths[0]
+    for inside in filter(None, paths):
         if found := _formats_of(root, inside):
             return _the_one(release, root, path, inside, found, over_layers=over_layers)
     there = sorted(set(dictionaries_below(root)))
@@ -232,16 +235,21 @@ def _the_one(
     return LocalFolder(release, path, root / place[0]), layout
 
 
-def _in_repo(repo: str, path: str, revision: str | None, *, over_layers: bool) -> tuple[Folder, Format]:
+def _in_repo(repo: str, paths: list[str], revision: str | None, *, over_layers: bool) -> tuple[Folder, Format]:
     """A dictionary of a hub repository: what the cache has, else what the hub has, the likeliest format first."""
-    if path.startswith(("clt/", "crosscoder/")):
-        _check_kind(path, True, over_layers)
-    places = [(each, place) for each in likeliest_first(path, over_layers=over_layers) if (place := each.place(path))]
-    files = ["/".join(filter(None, place)) for _, place in places]
+    if paths[0].startswith(("clt/", "crosscoder/")):
+        _check_kind(paths[0], True, over_layers)
+    tried = [
+        (layout, path, place)
+        for path in dict.fromkeys(paths)
+        for layout in likeliest_first(path, over_layers=over_layers)
+        if (place := layout.place(path))
+    ]
+    files = ["/".join(filter(None, place)) for _, _, place in tried]
     chosen = next((index for index, file in enumerate(files) if is_cached(repo, file, revision)), None)
     if chosen is None:
         chosen = _first_on_hub(repo, files, revision)
-    layout, (inside, _) = places[chosen]
+    layout, path, (inside, _) = tried[chosen]
     return HubFolder(repo, path, inside, revision), layout
 
 

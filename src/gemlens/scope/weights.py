@@ -85,7 +85,10 @@ class TensorFile:
             with stored.open() as file:
                 tensor = _read(file, shape, stored.dtype, dtype, 0 if stored.columns_first else first)
         except _NotFiniteError:
-            raise WeightsError(f"{self.path}: {name} holds values that are not finite; download it again") from None
+            kind = str(dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{self.path}: {name} holds values that are not finite as {kind}; download it again"
+            ) from None
         except _BROKEN_OFF as error:
             raise _damaged(self.path, error) from error
         return tensor.permute(*range(tensor.ndim)[::-1])[:, first:] if stored.columns_first else tensor

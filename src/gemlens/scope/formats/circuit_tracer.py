@@ -25,7 +25,7 @@ from torch import Tensor
 from gemlens.errors import InputError, NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
 from gemlens.scope.formats.hooks import site_of_hook
-from gemlens.scope.formats.layout import Layout, Target, read
+from gemlens.scope.formats.layout import Layout, Target, check_layers, read
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
@@ -80,9 +80,7 @@ def read_clt(folder: Folder, to: Target) -> MultiLayer:
             f"{folder.path or folder.release} has W_enc_{count}.safetensors, its tensors are of {count} layers; "
             "files of two dictionaries are mixed"
         )
-    skips = {layer.skip is None for layer in layers}
-    if len(skips) > 1:
-        raise WeightsError(f"{folder.path or folder.release}: some layers have a W_skip and some lack it")
+    check_layers(folder, layers)
     width = sum(layer.encoder.width for layer in layers)
     return MultiLayer(layers, reads=reads, writes=writes, info=folder.info(reads[0], width, _model_name(config)))
 

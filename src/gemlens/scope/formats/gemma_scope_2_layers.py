@@ -20,7 +20,7 @@ import re
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
 from gemlens.scope.formats.gemma_scope_2 import LAYOUT, check_config, check_skip, model_name
-from gemlens.scope.formats.layout import Target, read
+from gemlens.scope.formats.layout import Target, check_layers, read
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.weights import open_safetensors
@@ -58,6 +58,7 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
             f"{folder.path or folder.release} has params_layer_{count}.safetensors, its tensors are of {count} layers; "
             "files of two dictionaries are mixed"
         )
+    check_layers(folder, layers)
     check_skip(config, folder, has_skip=all(layer.skip is not None for layer in layers))
     width = sum(layer.encoder.width for layer in layers)
     return MultiLayer(layers, reads=reads, writes=writes, info=folder.info(reads[0], width, model_name(config)))

@@ -10,16 +10,18 @@ skip       [d_in, d_out] applied as ``x @ skip``; optional
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gemlens.errors import WeightsError
+from gemlens.scope.folder import Folder
+from gemlens.scope.multilayer import Layer
 from gemlens.scope.weights import TensorFile, check_shapes
 
-__all__ = ["Layout", "Target", "read"]
+__all__ = ["Layout", "Target", "check_layers", "read"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,17 @@ def read(
             tensor = file.read(name, to.dtype, first=first if ours == "decoder" else 0).to(to.device)
             tensors[ours] = tensor.T if ours in layout.transposed else tensor
     return tensors
+
+
+def check_layers(folder: Folder, layers: Sequence[Layer]) -> None:
+    """Hold the files of one CLT or crosscoder against each other.
+
+    Raises:
+        WeightsError: they read or write activations of several sizes, or some have a skip and some do not.
+    """
+    name = folder.path or folder.release
+    sizes = sorted({(layer.encoder.d, layer.decoder.d) for layer in layers})
+    if len(sizes) > 1:
+        raise WeightsError(f"{name}: its layers read and write {sizes}; files of two dictionaries are mixed")
+    if len({layer.skip is None for layer in layers}) > 1:
+        raise WeightsError(f"{name}: some layers have a skip and some lack it; download it again")
