@@ -16,6 +16,7 @@ import typer
 
 from gemlens import __version__
 from gemlens.app.analyze import analyze
+from gemlens.app.catalog import catalog
 from gemlens.app.console import abandon_stdout
 from gemlens.app.fidelity import fidelity
 from gemlens.app.usage import is_usage_error, wording
@@ -58,6 +59,7 @@ def _root(
 
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
+app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 
 
 def main(arguments: list[str] | None = None) -> None:

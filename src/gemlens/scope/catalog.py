@@ -113,7 +113,7 @@ def find(
         kept = [entry for entry in found if of(entry) == value]
         if not kept:
             near = _close(value, {of(entry) for entry in found} - {None})
-            raise NotFoundError(f"the catalogue has no dictionary of {what} {value}{said}; {near}")
+            raise NotFoundError(f"the catalogue has no dictionary of {what} {str(value)[:100]}{said}; {near}")
         found, said = kept, f"{said or ' with'}{',' if said else ''} {what} {value}"
     return found
 
@@ -133,14 +133,14 @@ def resolve(release: str, id: str) -> Entry:
     # A release of Gemma Scope 1 and its repository share their name; canonical ids are in the repository.
     for pool in (same, [entry for entry in entries() if _bare(entry.repo) == name]):
         for key in ("path", "id"):
-            found = {entry.path: entry for entry in reversed(pool) if getattr(entry, key) == wanted}
+            found = {entry.path: entry for entry in pool if getattr(entry, key) == wanted}
             if len(found) == 1:
                 return next(iter(found.values()))
             if found:
                 raise InputError(f"{release} has {len(found)} dictionaries called {id}; name one: {', '.join(found)}")
     names = {entry.id for entry in same} or {entry.path for entry in inside}
     raise NotFoundError(
-        f"the catalogue has no {id!r} in {release} (`gemlens catalog --live {inside[0].repo}` asks the hub); "
+        f"the catalogue has no {id[:200]!r} in {release} (`gemlens catalog --live {inside[0].repo}` asks the hub); "
         f"{nearest(wanted, names)}"
     )
 
@@ -283,7 +283,7 @@ def _close(value: Any, there: set[Any]) -> str:
         return f"there is {', '.join(map(str, near))}" + (f" and {len(there) - 5} more" if len(there) > 5 else "")
     if there <= set(table.WIDTHS):
         return f"there is {', '.join(sorted(there, key=list(table.WIDTHS).index))}"
-    return nearest(str(value), there)
+    return nearest(str(value), there, limit=len(there) if len(there) <= 6 else 3)
 
 
 def _no_release(name: str) -> NotFoundError:
@@ -292,4 +292,4 @@ def _no_release(name: str) -> NotFoundError:
     if short in table.NEVER_PUBLISHED:
         return NotFoundError(f"{name} was never published: {table.NEVER_PUBLISHED[short]}")
     known = {entry.release for entry in entries()} | {_bare(entry.repo) for entry in entries()}
-    return NotFoundError(f"the catalogue has no release or repository {name!r}; {nearest(bare, known)}")
+    return NotFoundError(f"the catalogue has no release or repository {name[:100]!r}; {nearest(bare, known)}")
