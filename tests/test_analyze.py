@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from gemlens import __version__
 from gemlens.errors import InputError, MismatchError, WeightsError
 from gemlens.lm.gemma import activations
 from gemlens.lm.text import encode_prompt, pieces, prompt_text
+from gemlens.report import table
+from gemlens.report.html import to_html
+from gemlens.report.json import to_dict
 from gemlens.sites import parse_site
 from gemlens.study.analyze import analyze
 from gemlens.study.fit_check import check_fit, site_width
@@ -96,6 +101,82 @@ def test_chat_turns_are_marked_special_and_still_read(chat_model, sae):
     check_against(analysis, chat_model, [sae])
     assert (analysis.prompt, analysis.system) == ("Hi", "Be brief.")
     assert analyze(chat_model, sae, "Hi", chat=False).prompt_text == "<bos>Hi"
+
+
+OPENING = ["<bos>", "<start_of_turn>", "u", "s", "e", "r", "\n"]  # 4 tokens of Gemma's vocabulary, 7 of this one
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"model_name": "google/gemma-3-270m-it"},
+        {"model_name": "gemma-3-27b-it"},
+        {"release": "google/gemma-scope-2-1b-it"},
+        {"release": "/data/gemma-scope-2-270m-it"},
+        {"release": "gemma-scope-2-270m-it-res"},
+    ],
+    ids=str,
+)
+def test_the_opening_of_a_chat_is_left_out_where_gemma_scope_2_left_it_out(info, chat_model, sae):
+    ours = random_sae(chat_model, "resid_post.3", **info)
+    analysis = analyze(chat_model, ours, "Hi", max_new_tokens=2, greedy=True)
+    n = len(OPENING)
+    assert [token.token for token in analysis.tokens[:n]] == OPENING
+    assert all(token.l0 is None and not token.features for token in analysis.tokens[:n])
+    assert not analysis.activations[0].indptr[n]
+    rest = analyze(chat_model, random_sae(chat_model, "resid_post.3"), "Hi", max_new_tokens=2, greedy=True)
+    assert [(token.l0, token.features) for token in analysis.tokens[n:]] == [
+        (token.l0, token.features) for token in rest.tokens[n:]
+    ]
+    assert all(token.l0 is not None for token in rest.tokens[1:])
+
+    # One answer for all dictionaries: views mark tokens, not tokens of a dictionary.
+    both = analyze(chat_model, [random_sae(chat_model, "resid_post.1"), ours], "Hi")
+    assert [token.l0 is None for token in both.tokens] == [i < n for i in range(len(both.tokens))]
+    assert all(active.indptr[n] == 0 for active in both.activations)
+
+
+def test_every_view_marks_the_opening_of_a_chat_as_not_read(chat_model):
+    ours = random_sae(chat_model, "resid_post.3", model_name="google/gemma-3-270m-it")
+    analysis = analyze(chat_model, ours, "Hi")
+    terminal = Console(file=io.StringIO(), width=120)
+    table.render(analysis, terminal)
+    shown = (terminal.file.getvalue(), to_html(analysis).split("<script")[0], analysis._repr_html_())
+    assert [text.count("not read") for text in shown] == [len(OPENING)] * 3
+    assert [token["l0"] for token in to_dict(analysis)["tokens"][: len(OPENING) + 1]].count(None) == len(OPENING)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"model_name": "google/gemma-3-270m"},
+        {"model_name": "google/gemma-3-4b-pt"},
+        {"model_name": "google/gemma-3-4b-pt", "release": "google/gemma-scope-2-4b-it"},
+        {"model_name": "someone/gemma-3-italian"},
+        {"release": "google/gemma-scope-2-270m-pt"},
+        {"release": "google/gemma-scope-9b-it-res"},
+    ],
+    ids=str,
+)
+def test_other_dictionaries_read_the_opening_of_a_chat(info, chat_model):
+    analysis = analyze(chat_model, random_sae(chat_model, "resid_post.3", **info), "Hi")
+    assert [token.l0 is None for token in analysis.tokens] == [i == 0 for i in range(len(analysis.tokens))]
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "<start_of_turn>model\nHi", "x<start_of_turn>user\nHi"])
+def test_a_text_that_opens_no_chat_is_read_from_its_first_token(prompt, chat_model, model):
+    for each in (chat_model, model):
+        ours = random_sae(each, "resid_post.3", model_name="google/gemma-3-270m-it")
+        analysis = analyze(each, ours, prompt, chat=False)
+        assert [token.l0 is None for token in analysis.tokens] == [i == 0 for i in range(len(analysis.tokens))]
+
+
+def test_a_chat_written_by_hand_opens_like_one(chat_model, model):
+    text = "<start_of_turn>user\nHi<end_of_turn>\n"
+    ours = random_sae(chat_model, "resid_post.3", model_name="google/gemma-3-270m-it")
+    assert sum(token.l0 is None for token in analyze(chat_model, ours, text, chat=False).tokens) == len(OPENING)
+    # Without a template it is a base model, to which these tokens mean nothing.
+    assert sum(token.l0 is None for token in analyze(model, ours, text).tokens) == 1
 
 
 def test_several_dictionaries_share_one_pass(model):

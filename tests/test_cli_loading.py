@@ -124,7 +124,7 @@ def test_a_damaged_dictionary_is_refused(world, tmp_path, capsys, elsewhere, fil
         ("model.safetensors", _nan("model.layers.1.mlp.up_proj.weight"), ["resid_post.2", "not finite"]),
         ("config.json", Path.unlink, ["no config.json"]),
         ("config.json", _cut, ["config.json", "cannot be read"]),
-        ("config.json", lambda path: path.write_text('{"model_type": "llama"}'), ["'llama'", "Gemma 3"]),
+        ("config.json", lambda path: path.write_text('{"model_type": "llama"}'), ["'llama'", "Gemma 2 and 3"]),
         ("tokenizer.json", Path.unlink, ["no tokenizer.json"]),
         ("tokenizer.json", _cut, ["tokenizer", "cannot be read"]),
     ],

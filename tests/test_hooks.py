@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from gemlens.lm.hooks import StopForward, read, write
 
@@ -152,3 +154,56 @@ def test_what_is_not_a_tensor_is_refused():
     # A keyword argument does not pass a hook on the input.
     with read(module, "input"), pytest.raises(TypeError, match="expected a tensor from the hooked module, got nothing"):
         module(x=X)
+
+
+# Inside a norm
+
+
+@pytest.fixture(params=[Gemma2RMSNorm, Gemma3RMSNorm])
+def norm(request):
+    norm = request.param(3).requires_grad_(False)
+    norm.weight.copy_(torch.tensor([0.5, -1.0, -3.0]))
+    return norm
+
+
+UNIT = X / X.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt()
+
+
+def test_what_a_norm_holds_before_its_scale(norm):
+    with read(norm, "normalized") as found:
+        out = norm(X)
+    torch.testing.assert_close(found, [UNIT])
+    assert torch.equal(out, norm(X))
+    assert torch.equal(out, found[0] * (1 + norm.weight))
+    assert "_norm" not in vars(norm)
+
+
+def test_what_is_written_before_the_scale_is_scaled(norm):
+    with write(norm, "normalized", lambda x: x + 1), read(norm, "output") as found:
+        out = norm(X)
+    torch.testing.assert_close(out, (UNIT + 1) * (1 + norm.weight))
+    assert torch.equal(found[0], out)
+    torch.testing.assert_close(norm(X), UNIT * (1 + norm.weight))
+
+
+def test_hooks_inside_a_norm_compose_outermost_first_and_go_away_after_an_exception(norm):
+    before = norm(X)
+    with (
+        pytest.raises(ZeroDivisionError),
+        read(norm, "normalized") as first,
+        write(norm, "normalized", lambda x: x + 1),
+        write(norm, "normalized", lambda x: x * 10),
+        read(norm, "normalized") as last,
+    ):
+        norm(X)
+        raise ZeroDivisionError
+    torch.testing.assert_close(first, [UNIT])
+    torch.testing.assert_close(last, [(UNIT + 1) * 10])
+    assert torch.equal(norm(X), before)
+    assert "_norm" not in vars(norm)
+
+
+def test_a_read_inside_a_norm_can_end_the_pass(norm):
+    with read(norm, "normalized", stop=True) as found, pytest.raises(StopForward):
+        norm(X)
+    torch.testing.assert_close(found, [UNIT])

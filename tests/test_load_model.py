@@ -15,11 +15,11 @@ from transformers.utils import logging
 
 from fake_hub import FakeHub, connected
 from gemlens.errors import GemlensError, InputError, MismatchError, NotFoundError, WeightsError
-from gemlens.lm.gemma import activations
+from gemlens.lm.gemma import activations, generate, logits
 from gemlens.lm.load import load_model, pick_device, pick_dtype
 from gemlens.lm.text import prompt_text
 from gemlens.sites import parse_site
-from tiny import CHAT_TEMPLATE, LAYERS, files_below, some_tokens, tiny_model_folder, tiny_module
+from tiny import CHAT_TEMPLATE, LAYERS, files_below, some_tokens, tiny_gemma, tiny_model_folder, tiny_module
 
 TOKENS, SITE = some_tokens(9), parse_site("resid_post.6")
 WEIGHTS = "model.safetensors"
@@ -128,6 +128,83 @@ def test_a_hub_repository_that_lacks_its_weights(intact, hub_home):
     refusal = pytest.raises(NotFoundError, match=r"org/tiny holds no \*\.safetensors file")
     with FakeHub({"org/tiny": files}) as hub, connected(hub.url, home=hub_home), refusal:
         load_model("org/tiny", **CPU)
+
+
+# Gemma 2, and Gemma 3 with a vision tower
+
+
+@pytest.fixture(scope="module", params=["gemma2", "multimodal"])
+def kind_and_folder(request, tmp_path_factory) -> tuple[str, Path]:
+    path = tmp_path_factory.mktemp("models") / request.param
+    return request.param, tiny_model_folder(path, kind=request.param, chat=True, shard_size="20KB")
+
+
+def test_every_kind_loads_as_the_model_that_was_saved(kind_and_folder, capfd):
+    kind, folder = kind_and_folder
+    capfd.readouterr()
+    model = load_model(str(folder), **CPU)
+    assert capfd.readouterr() == ("", "")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    expected = tiny_gemma(kind=kind)
+    assert model.n_layers == LAYERS
+    for name, parameter in expected.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], parameter), name
+    read_out = [activations(each, TOKENS, [SITE])[SITE] for each in (model, expected)]
+    assert torch.equal(*read_out)
+    assert torch.equal(*(logits(each, read_out[0]) for each in (model, expected)))
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in model.module.parameters())
+    assert not any(buffer.is_meta for buffer in model.module.buffers())
+    assert load_model(str(folder), dtype="bfloat16", **CPU).dtype == torch.bfloat16
+
+
+def test_of_a_multimodal_checkpoint_the_language_model_is_kept(tmp_path):
+    folder = tiny_model_folder(tmp_path / "whole", kind="multimodal")
+    settings = {"eos_token_id": [1, 106], "_from_model_config": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    # The names that Google publishes: transformers 4.57 and 5 both write them too.
+    assert {name.split(".")[0] for name in load_file(folder / WEIGHTS)} == {
+        "language_model",
+        "vision_tower",
+        "multi_modal_projector",
+    }
+    model = load_model(str(folder), **CPU)
+    assert set(model.module.state_dict()) == set(tiny_module().state_dict())
+    assert model.module.lm_head.weight is model.backbone.embed_tokens.weight
+    assert model.module.generation_config.eos_token_id == [1, 106]
+    ids, _ = generate(model, TOKENS, [SITE], max_new_tokens=4, greedy=True)
+    assert torch.equal(ids, generate(tiny_gemma(), TOKENS, [SITE], max_new_tokens=4, greedy=True)[0])
+
+
+def test_gemma_2_has_eager_attention_whatever_transformers_picks(tmp_path):
+    folder = tiny_model_folder(tmp_path / "gemma2", kind="gemma2")
+    assert load_model(str(folder), **CPU).config._attn_implementation == "eager"
+
+
+def test_every_kind_from_the_hub_and_again_offline(kind_and_folder, hub_home):
+    kind, folder = kind_and_folder
+    with FakeHub({"org/tiny": files_below(folder)}) as hub, connected(hub.url, home=hub_home):
+        commit = hub["org/tiny"].commit
+        assert load_model("org/tiny", revision=commit, **CPU).revision == commit
+    with connected(hub.url, home=hub_home, offline=True):
+        again = load_model("org/tiny", revision=commit, **CPU)
+    found, expected = (activations(model, TOKENS, [SITE])[SITE] for model in (again, tiny_gemma(kind=kind)))
+    assert torch.equal(found, expected)
+
+
+def test_a_language_model_that_is_incomplete(tmp_path):
+    folder = tiny_model_folder(tmp_path / "whole", kind="multimodal")
+    tensors = load_file(folder / WEIGHTS)
+    (name,) = [name for name in tensors if name.endswith("layers.3.mlp.down_proj.weight")]
+    del tensors[name]
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert "lacks 1 tensors" in refused(WeightsError, folder)
+
+
+@pytest.mark.parametrize("inner", [None, [], "gemma3_text"])
+def test_a_multimodal_config_without_its_language_model(inner, folder):
+    """transformers would build one of 2 billion random parameters."""
+    edit_json(folder / "config.json", model_type="gemma3", text_config=inner)
+    assert "type gemma3 without text_config" in refused(WeightsError, folder)
 
 
 # Devices and dtypes

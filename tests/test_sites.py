@@ -1,5 +1,7 @@
 """Sites print and parse as one string, and name the same place for Hugging Face and TransformerLens."""
 
+from pathlib import Path
+
 import pytest
 
 from gemlens.errors import GemlensError, InputError, NotFoundError
@@ -46,6 +48,15 @@ def test_the_names_of_every_site():
         site = parse_site(text)
         assert (site.hf_hook_point, site.transformer_lens) == (hugging_face, transformer_lens)
         assert str(parse_hook_point(hugging_face)) == str(parse_hook_point(transformer_lens)) == text
+
+
+def test_the_page_of_sites_has_the_table():
+    page = (Path(__file__).parent.parent / "docs" / "sites.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    written = [(row[0].strip("| `").removesuffix(".L"), row[3].split("`")[1]) for row in rows]
+    assert written == [(name, place.transformer_lens.replace("{L}", "L")) for name, place in SITES.items()]
+    for row, place in zip(rows, SITES.values(), strict=True):
+        assert place.module in row[2]
 
 
 def test_what_sae_lens_calls_the_input_of_an_mlp():

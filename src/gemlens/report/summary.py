@@ -84,7 +84,8 @@ def scale(analysis: Analysis, dictionary: int) -> float:
 
 
 def l0(analysis: Analysis, dictionary: int) -> list[int | None]:
-    """[tokens], active features of any dictionary; None where dictionaries were not applied (BOS)."""
+    """[tokens], active features of any dictionary; None where dictionaries were not applied (BOS, the opening
+    of a chat)."""
     counts = np.diff(analysis.activations[dictionary].indptr)
     return [None if token.l0 is None else int(n) for token, n in zip(analysis.tokens, counts, strict=True)]
 
