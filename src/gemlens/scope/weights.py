@@ -27,8 +27,9 @@ from gemlens.errors import NotFoundError, WeightsError
 
 __all__ = ["StoredTensor", "TensorFile", "check_shapes", "open_npz", "open_safetensors"]
 
-_PART = 1 << 18
-"""Numbers that are read at a time."""
+_PART = 1 << 14
+"""Numbers that are read at a time: what torch still computes on one thread, and a cache holds. Threads that wait for
+each other after every part make loading ten times slower on a machine that is busy."""
 _SAFETENSORS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _NPY = {np.dtype("<f4"): torch.float32, np.dtype("<f2"): torch.float16, np.dtype("<f8"): torch.float64}
 # What zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -192,7 +193,7 @@ def _read(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, dtype: t
         _fill(file, memoryview(part.reshape(-1).view(torch.uint8).numpy()))
         target = out[start : start + len(part)]
         target.copy_(part[:, first:] if first else part)
-        if not torch.isfinite(target).all():
+        if not target.isfinite().all():
             raise _NotFiniteError
     if isinstance(file, zipfile.ZipExtFile):
         file.read(1)  # at the end of a member, its checksum is compared
