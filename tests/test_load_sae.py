@@ -361,6 +361,8 @@ def test_pickles_are_never_loaded(release, tmp_path):
         file.unlink()
     for name in ("params.pt", "params.npz", "sae.pkl"):
         (release / PATH / name).write_bytes(pickle.dumps(Bomb()))
+    refused(WeightsError, release)  # params.npz is a name that gemlens reads
+    (release / PATH / "params.npz").unlink()
     refused(NotFoundError, release)
     (release / PATH / "params.safetensors").write_bytes(pickle.dumps(Bomb()))
     refused(WeightsError, release)
