@@ -65,7 +65,7 @@ _HUGGING_FACE = re.compile(
     r"\.(?:(.+)\.)?(input|output|normalized)"
 )
 _TRANSFORMER_LENS = re.compile(rf"blocks\.{_LAYER}\.(.+)")
-_BY_PLACE = {(place.module, place.side): name for name, place in SITES.items()}
+_BY_PLACE: dict[tuple[str, str], str] = {(place.module, place.side): name for name, place in SITES.items()}
 _BY_HOOK = {place.transformer_lens: name for name, place in SITES.items()}
 # SAELens writes hook_mlp_in for Gemma Scope 2's transcoders and means what the MLP is fed. In TransformerLens that
 # name is the residual stream before the norm, which no published dictionary means by it.

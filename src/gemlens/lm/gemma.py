@@ -119,7 +119,7 @@ def writing(model: Model, site: Site, edit: Callable[[Tensor], Tensor]) -> Itera
         return
     # The norm's input is one of two readers of resid_mid, the sum at the block's end is the other. Both see what
     # attention adds to the block's input, so the change goes there.
-    block = model.blocks[site.layer]
+    block: Any = model.blocks[site.layer]
 
     def edited(added: Tensor) -> Tensor:
         middle = entry.pop() + added

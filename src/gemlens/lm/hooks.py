@@ -107,7 +107,7 @@ class _InsideNorm:
         self._norm = norm
         # An outer hook's, which lies in the instance, or None where it is still the class's own method.
         self._outer = vars(norm).get("_norm")
-        normalize: Callable[[Tensor], Tensor] = norm._norm
+        normalize: Any = norm._norm
 
         def with_hook(x: Tensor) -> Tensor:
             value = normalize(x)

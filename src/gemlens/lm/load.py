@@ -146,8 +146,9 @@ def _text_only(module: Any) -> Any:
 
     if not isinstance(module, Gemma3ForConditionalGeneration):
         return module
+    config: Any = module.config.text_config
     with torch.device("meta"):
-        text = Gemma3ForCausalLM(module.config.text_config)
+        text: Any = Gemma3ForCausalLM(config)
     text.model, text.lm_head = module.model.language_model, module.lm_head
     text.generation_config = module.generation_config
     return text

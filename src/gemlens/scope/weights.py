@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -119,7 +120,7 @@ def open_safetensors(path: Path) -> TensorFile:
             if name != "__metadata__":
                 at = 8 + length + entry["data_offsets"][0]
                 dtype = _SAFETENSORS.get(entry["dtype"], entry["dtype"])
-                tensors[name] = StoredTensor(tuple(entry["shape"]), dtype, lambda at=at: _at(path, at))
+                tensors[name] = StoredTensor(tuple(entry["shape"]), dtype, partial(_at, path, at))
     except FileNotFoundError as error:
         raise _absent(path) from error
     except (SafetensorError, *_DAMAGE) as error:
@@ -190,7 +191,7 @@ def _read(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, dtype: t
     buffer = torch.empty((min(rows, together), *row), dtype=stored)
     for start in range(0, rows, together):
         part = buffer[: min(together, rows - start)]
-        _fill(file, memoryview(part.reshape(-1).view(torch.uint8).numpy()))
+        _fill(file, part.reshape(-1).view(torch.uint8).numpy().data)
         target = out[start : start + len(part)]
         target.copy_(part[:, first:] if first else part)
         if not target.isfinite().all():

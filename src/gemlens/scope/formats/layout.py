@@ -70,7 +70,12 @@ def read(
         )
     (width, d_in), (d_out,) = encoder if features_first else encoder[::-1], bias
     decoder = (width, d_out) if outputs is None else (width, outputs, d_out)
-    shapes = {"decoder": decoder, "b_enc": (width,), "threshold": (width,), "skip": (d_in, d_out)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "decoder": decoder,
+        "b_enc": (width,),
+        "threshold": (width,),
+        "skip": (d_in, d_out),
+    }
     expected = {
         theirs[ours]: shape[::-1] if ours in layout.transposed else shape
         for ours, shape in shapes.items()
