@@ -14,7 +14,18 @@ import pytest
 import gemlens
 
 SOURCE = Path(gemlens.__file__).parent
-HEAVY = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "rich", "typer", "jinja2", "pydantic"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "rich",
+    "typer",
+    "jinja2",
+    "pydantic",
+    "pyarrow",
+}
 
 LEAVES = {"batched", "errors", "hub", "paths", "records", "sites"}
 MAY_IMPORT = {

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["analyze"]
 
+# Exports of which one file holds all prompts.
+_FOR_ALL = ("jsonl", "parquet")
+
 
 def analyze(
     context: typer.Context,
@@ -116,7 +119,7 @@ def _was_given(context: typer.Context, name: str) -> bool:
 def _file_names(kinds: list[Kind], *, many: bool) -> list[str]:
     from gemlens.report.files import REPORT
 
-    return [f"{REPORT}.{kind}" for kind in kinds if kind == "jsonl" or not many]
+    return [f"{REPORT}.{kind}" for kind in kinds if kind in _FOR_ALL or not many]
 
 
 def _one(
@@ -152,11 +155,12 @@ def _many(
     settings: dict[str, Any],
     warnings: list[str],
 ) -> None:
-    """One JSONL for all prompts, a report each in ``reports/``; tables where nothing is exported."""
+    """One JSONL and one Parquet for all prompts, a report each in ``reports/``; tables where nothing is exported."""
     from rich.progress import track
 
     from gemlens.report.files import REPORT, export, write
     from gemlens.report.json import to_jsonl
+    from gemlens.report.parquet import parquet_file
 
     _check_lengths(model, prompts, settings)
     if not kinds:
@@ -168,17 +172,22 @@ def _many(
     digits = len(str(len(prompts)))
     # Where nothing can move, rich would leave an empty line.
     shown = track(prompts, "Reading prompts", console=console, transient=True) if console.is_terminal else prompts
-    for index, prompt in enumerate(shown):
-        analysis = _study(model, dictionaries, prompt, settings)
-        for kind in kinds:
-            if kind == "jsonl":
+    with ExitStack() as stack:
+        add = stack.enter_context(parquet_file(out_dir / f"{REPORT}.parquet")) if "parquet" in kinds else None
+        for index, prompt in enumerate(shown):
+            analysis = _study(model, dictionaries, prompt, settings)
+            for kind in kinds:
+                if kind not in _FOR_ALL:
+                    export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
+            if "jsonl" in kinds:
                 rows.append(to_jsonl(analysis, prompt_index=index))
-            else:
-                export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
+            if add is not None:
+                add(analysis, index)
     if rows:
         write("".join(rows), out_dir / f"{REPORT}.jsonl")
-        tell(console, f"wrote {out_dir / REPORT}.jsonl")
-    if pages := len(set(kinds) - {"jsonl"}) * len(prompts):
+    for name in [name for name in _FOR_ALL if name in kinds]:
+        tell(console, f"wrote {out_dir / REPORT}.{name}")
+    if pages := len(set(kinds) - set(_FOR_ALL)) * len(prompts):
         tell(console, f"wrote {pages} report{'s' * (pages > 1)} to {out_dir / 'reports'}")
 
 

@@ -71,6 +71,7 @@ class Export(StrEnum):
     html = "html"
     json = "json"
     jsonl = "jsonl"
+    parquet = "parquet"
 
 
 PromptOption = Annotated[str, typer.Option("--prompt", help="Text to read; - for standard input.", metavar="TEXT")]
@@ -147,7 +148,9 @@ DtypeOption = Annotated[
 ExportOption = Annotated[
     list[Export] | None,
     typer.Option(
-        "--export", help="Report to write: html, json or jsonl; repeat it.  [default: table only]", metavar="KIND"
+        "--export",
+        help="Report to write: html, json, jsonl or parquet; repeat it.  [default: table only]",
+        metavar="KIND",
     ),
 ]
 OutDirOption = Annotated[Path, typer.Option("--out-dir", help="Folder of the reports.", metavar="FOLDER")]
