@@ -38,6 +38,7 @@ from gemlens.app.options import (
     check_numbers,
     check_sources,
     default_dictionary,
+    was_given,
 )
 from gemlens.app.output import prepared
 from gemlens.app.prompts import Prompt, read_prompts
@@ -92,7 +93,7 @@ def analyze(
     check_sources(model_id, release, sae_category, ids)
     for name in ids:
         check_layer(layer, name)
-    if prompts is not None and _was_given(context, "prompt"):
+    if prompts is not None and was_given(context, "prompt"):
         raise InputError(f"--prompt and --prompts {prompts} exclude each other; give one of them")
     todo = read_prompts(prompt, prompts, system)
     kinds: list[Kind] = [kind.value for kind in dict.fromkeys(export or [])]
@@ -109,11 +110,6 @@ def analyze(
             _one(console, model, dictionaries, todo[0], kinds, out_dir, settings)
         else:
             _many(console, model, dictionaries, todo, kinds, out_dir, settings, warnings)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _file_names(kinds: list[Kind], *, many: bool) -> list[str]:

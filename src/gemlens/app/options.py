@@ -44,6 +44,7 @@ __all__ = [
     "check_numbers",
     "check_sources",
     "default_dictionary",
+    "was_given",
 ]
 
 DEFAULT_MODEL = "google/gemma-3-270m-it"
@@ -164,6 +165,12 @@ def default_dictionary(model_id: str, release: str | None, ids: list[str] | None
     if not ids:
         ids = [STARTER_DICTIONARY if release == STARTER_RELEASE else _DEFAULT_ID]
     return release, list(dict.fromkeys(ids))
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line, also if with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_numbers(*, top_k: int, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
