@@ -254,10 +254,10 @@ def test_a_damaged_config(content, folder):
     refused(WeightsError, folder)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma2", "gemma3", None, ["gemma3_text"], {}])
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma3n_text", None, ["gemma3_text"], {}])
 def test_another_architecture(kind, folder):
     edit_json(folder / "config.json", model_type=kind)
-    assert "gemlens reads Gemma 3 text models (gemma3_text)" in refused(MismatchError, folder)
+    assert "gemlens reads Gemma 2 and 3 (gemma2, gemma3_text, gemma3)" in refused(MismatchError, folder)
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_a_huge_layer_number(digits, release):
     assert "is not a site gemlens knows" in refused(NotFoundError, release)
 
 
-@pytest.mark.parametrize("point", ["model.layers.2.mlp.output", "blocks.2.hook_resid_post", "", 3, ["a"], {}, True])
+@pytest.mark.parametrize("point", ["model.layers.2.mlp.output", "blocks.2.hook_attn_out", "", 3, ["a"], {}, True])
 @pytest.mark.parametrize("key", ["hf_hook_point_in", "hf_hook_point_out"])
 def test_an_unknown_hook_point(point, key, release):
     rewrite(release, config=published_config(**{key: point}))
@@ -361,6 +361,8 @@ def test_pickles_are_never_loaded(release, tmp_path):
         file.unlink()
     for name in ("params.pt", "params.npz", "sae.pkl"):
         (release / PATH / name).write_bytes(pickle.dumps(Bomb()))
+    refused(WeightsError, release)  # params.npz is a name that gemlens reads
+    (release / PATH / "params.npz").unlink()
     refused(NotFoundError, release)
     (release / PATH / "params.safetensors").write_bytes(pickle.dumps(Bomb()))
     refused(WeightsError, release)

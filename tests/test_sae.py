@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gemlens.errors import MismatchError
-from gemlens.scope import sae as sae_module
+from gemlens.scope import sparse
 from gemlens.scope.features import Features
 from gemlens.scope.rows import DenseRows
 from gemlens.sites import Site, parse_site
@@ -49,7 +49,7 @@ def block(request, monkeypatch):
 @pytest.fixture(params=[1024, 3], ids=lambda n: f"chunk{n}")
 def chunk(request, monkeypatch):
     """Tokens that are encoded together."""
-    monkeypatch.setattr(sae_module, "_TOGETHER", request.param)
+    monkeypatch.setattr(sparse, "_TOGETHER", request.param)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -155,7 +155,7 @@ def test_no_tokens_at_all(block, chunk):
 
 
 def test_more_tokens_than_are_encoded_together():
-    tensors, x = random_tensors(D, WIDTH), random_x(2 * sae_module._TOGETHER + 5)
+    tensors, x = random_tensors(D, WIDTH), random_x(2 * sparse._TOGETHER + 5)
     acts, recon = published(tensors, x)
     sae = sae_of(tensors, READS)
     features = sae.encode(x)

@@ -1,6 +1,8 @@
-"""Random Gemma 3 models and dictionaries of a few kilobytes, made in code: nothing is downloaded.
+"""Random Gemmas and dictionaries of a few kilobytes, made in code: nothing is downloaded.
 
     model = tiny_gemma()                    a Model: 7 layers, sliding and full attention, its own tokenizer
+    model = tiny_gemma(kind="gemma2")       the same of Gemma 2, its soft-caps low enough to matter
+    model = tiny_gemma(kind="multimodal")   Gemma 3 inside a checkpoint with a vision tower; the weights of the first
     tiny_model_folder(path)                 the same as a Hugging Face folder
     sae = random_sae(model, "resid_post.2")
     write_dictionary(path, random_tensors(16, 40))    a folder in Gemma Scope 2's published layout
@@ -19,7 +21,15 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+)
 
 from gemlens.lm.gemma import Model
 from gemlens.records import DictionaryInfo
@@ -29,6 +39,7 @@ from gemlens.sites import Site, parse_site
 
 HIDDEN, HEADS, HEAD_DIM = 16, 2, 12  # heads x head_dim is not the hidden size, as in Gemma
 LAYERS, VOCAB, CONTEXT = 7, 367, 128  # VOCAB is what tiny_tokenizer() knows
+ATTENTION_CAP, LOGIT_CAP = 0.5, 2.0  # of Gemma 2, where Google has 50 and 30
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% set system = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
@@ -67,8 +78,13 @@ def tiny_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_module(*, layers: int = LAYERS, hidden: int = HIDDEN, seed: int = 0, **config: Any) -> Gemma3ForCausalLM:
-    """A random ``Gemma3ForCausalLM``; every sixth layer attends to everything, the others to 4 tokens."""
+def tiny_module(
+    *, kind: str = "gemma3", layers: int = LAYERS, hidden: int = HIDDEN, seed: int = 0, **config: Any
+) -> Gemma2ForCausalLM | Gemma3ForCausalLM | Gemma3ForConditionalGeneration:
+    """A random Gemma: ``gemma3``, ``gemma2`` or ``multimodal``.
+
+    Every sixth layer attends to everything, the others to 4 tokens.
+    """
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": hidden,
@@ -85,7 +101,28 @@ def tiny_module(*, layers: int = LAYERS, hidden: int = HIDDEN, seed: int = 0, **
         "eos_token_id": 1,
         "bos_token_id": 2,
     }
-    module = Gemma3ForCausalLM(Gemma3TextConfig(**(settings | config))).eval().requires_grad_(False)
+    if kind == "gemma2":
+        caps = {"attn_logit_softcapping": ATTENTION_CAP, "final_logit_softcapping": LOGIT_CAP}
+        return _filled(Gemma2ForCausalLM(Gemma2Config(**(settings | caps | config))), seed)
+    text = _filled(Gemma3ForCausalLM(Gemma3TextConfig(**(settings | config))), seed)
+    if kind == "gemma3":
+        return text
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text.config.to_dict(),
+            vision_config=vision | {"image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            eos_token_id=1,
+        )
+    )
+    whole = _filled(whole, seed + 1)
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    return whole
+
+
+def _filled(module: Any, seed: int) -> Any:
+    module.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
@@ -155,8 +192,7 @@ def sae_of(tensors: dict[str, Tensor], reads: Site, writes: Site | None = None, 
 def random_sae(model: Model, site: str, width: int = 40, *, seed: int = 0, **info: Any) -> SAE:
     """A random SAE that fits one site of ``model``."""
     reads = parse_site(site)
-    config = model.config
-    d = config.num_attention_heads * config.head_dim if reads.name == "attn_out" else config.hidden_size
+    d = HEADS * HEAD_DIM if reads.name == "attn_out" else model.config.hidden_size
     return sae_of(random_tensors(d, width, seed=seed), reads, **info)
 
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from gemlens.report.html import to_html
     from gemlens.report.json import to_json, to_jsonl
     from gemlens.scope.features import Features
-    from gemlens.scope.load import load_sae
+    from gemlens.scope.load import load_clt, load_crosscoder, load_sae, load_transcoder
+    from gemlens.scope.multilayer import MultiLayer
     from gemlens.scope.sae import SAE
     from gemlens.scope.save import save_sae
     from gemlens.sites import Site, parse_site
@@ -53,6 +54,7 @@ __all__ = [
     "MismatchError",
     "MissingPackageError",
     "Model",
+    "MultiLayer",
     "NetworkError",
     "NotFoundError",
     "OutputError",
@@ -63,8 +65,11 @@ __all__ = [
     "analyze",
     "fidelity",
     "fit",
+    "load_clt",
+    "load_crosscoder",
     "load_model",
     "load_sae",
+    "load_transcoder",
     "parse_site",
     "save_sae",
     "to_html",
@@ -90,7 +95,8 @@ _HOME = {
     "report.html": ["to_html"],
     "report.json": ["to_json", "to_jsonl"],
     "scope.features": ["Features"],
-    "scope.load": ["load_sae"],
+    "scope.load": ["load_clt", "load_crosscoder", "load_sae", "load_transcoder"],
+    "scope.multilayer": ["MultiLayer"],
     "scope.sae": ["SAE"],
     "scope.save": ["save_sae"],
     "sites": ["Site", "parse_site"],

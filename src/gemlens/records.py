@@ -73,14 +73,15 @@ class TokenRecord:
     is_special: bool
     """BOS and other control tokens."""
     l0: int | None
-    """Active features of the first dictionary; None where the dictionary was not applied (BOS)."""
+    """Active features of the first dictionary; None where dictionaries were not applied: at BOS, and at the tokens
+    that open a chat if Gemma Scope 2 left them out of its training."""
     features: tuple[FeatureActivation, ...]
-    """The ``top_k`` strongest of each dictionary, strongest first, dictionaries in order; empty at BOS."""
+    """The ``top_k`` strongest of each dictionary, strongest first, dictionaries in order; none where ``l0`` is None."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveFeatures:
-    """All active features of one dictionary over a prompt, one CSR row a token (empty at BOS).
+    """All active features of one dictionary over a prompt, one CSR row a token (empty where it was not applied).
 
     Row ``t`` is ``ids[indptr[t]:indptr[t + 1]]`` with ``values`` alike, ids ascending.
     """

@@ -5,7 +5,7 @@ The model is Hugging Face's own; nothing of its arithmetic is rebuilt here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,34 +14,43 @@ import torch
 from torch import Tensor, nn
 
 from gemlens.errors import MismatchError, WeightsError
-from gemlens.lm.hooks import Side, StopForward, read
-from gemlens.sites import Site
+from gemlens.lm.hooks import StopForward, read, replaced, write
+from gemlens.sites import Side, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Model", "activations", "check_finite", "generate", "logits", "module_at", "reading"]
+__all__ = ["Model", "activations", "check_finite", "generate", "logits", "module_at", "reading", "writing"]
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A Hugging Face Gemma with its tokenizer."""
+    """A Hugging Face Gemma with its tokenizer. A module that caps its attention logits is set to eager attention."""
 
     module: PreTrainedModel
-    """The ``...ForCausalLM``, in eval mode."""
+    """``Gemma2ForCausalLM``, ``Gemma3ForCausalLM`` or ``Gemma3ForConditionalGeneration`` (of which only the language
+    model is used), in eval mode."""
     tokenizer: PreTrainedTokenizerFast
     name: str
     """As the user asked for it: ``google/gemma-3-270m-it``, ``starter``, a folder."""
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        # Gemma 2. Other implementations leave the cap out without a word: SDPA does in transformers 4.57, where it is
+        # what a user gets who asks for nothing.
+        capped = getattr(self.config, "attn_logit_softcapping", None) is not None
+        if capped and self.config._attn_implementation != "eager":
+            self.module.set_attn_implementation("eager")
+
     @property
     def config(self) -> Any:
-        return self.module.config
+        """Of the language model."""
+        return self.module.config.get_text_config()
 
     @property
     def backbone(self) -> nn.Module:
         """Embeddings, blocks and final norm, without the head."""
-        return self.module.model
+        return getattr(self.module.model, "language_model", self.module.model)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -70,7 +79,7 @@ class Model:
 
 
 def module_at(model: Model, site: Site) -> tuple[nn.Module, Side]:
-    """The module that carries ``site`` and the side it is on.
+    """The module at which ``site`` is read, and the side it is on; to write there, use ``writing``.
 
     Raises:
         MismatchError: the model has no such layer.
@@ -87,12 +96,40 @@ def module_at(model: Model, site: Site) -> tuple[nn.Module, Side]:
 @contextmanager
 def reading(model: Model, sites: Iterable[Site], *, stop: bool = False) -> Iterator[dict[Site, list[Tensor]]]:
     """Collect what passes each site, a tensor a forward call; ``stop`` ends the pass after the deepest site."""
-    ordered = sorted(set(sites), key=lambda site: site.depth)
+    ordered = sorted(set(sites))
     with ExitStack() as stack:
         yield {
             site: stack.enter_context(read(*module_at(model, site), stop=stop and site == ordered[-1]))
             for site in ordered
         }
+
+
+@contextmanager
+def writing(model: Model, site: Site, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace what passes ``site`` by ``edit`` of it: everything that the model computes from it sees the change.
+
+    Raises:
+        MismatchError: the model has no such layer.
+        ValueError: from the forward pass, when ``edit`` returns another shape.
+    """
+    module, side = module_at(model, site)
+    if site.name != "resid_mid":
+        with write(module, side, edit):
+            yield
+        return
+    # The norm's input is one of two readers of resid_mid, the sum at the block's end is the other. Both see what
+    # attention adds to the block's input, so the change goes there.
+    block = model.blocks[site.layer]
+
+    def edited(added: Tensor) -> Tensor:
+        middle = entry.pop() + added
+        return added + (replaced(middle, edit) - middle)
+
+    with (
+        read(block.input_layernorm, "input") as entry,
+        write(block.post_attention_layernorm, "output", edited),
+    ):
+        yield
 
 
 @torch.no_grad()
@@ -104,7 +141,8 @@ def activations(model: Model, tokens: Tensor, sites: Sequence[Site]) -> dict[Sit
         sites: what to read.
 
     Returns:
-        For each site [batch, n, d] in the model's dtype; d is heads x head_dim at ``attn_out``, else d_model.
+        For each site [batch, n, d]; d is heads x head_dim at ``attn_out``, else d_model. In the model's dtype, at
+        ``mlp_in_normalized`` in float32, in which the norm computes.
 
     Raises:
         MismatchError: the model lacks a layer.
@@ -121,7 +159,7 @@ def activations(model: Model, tokens: Tensor, sites: Sequence[Site]) -> dict[Sit
 def logits(model: Model, residual: Tensor) -> Tensor:
     """Next-token logits [..., vocab] of the last block's output [..., d_model], through the model's norm and head."""
     scores = model.module.lm_head(model.backbone.norm(residual))  # type: ignore[operator]
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = model.config.final_logit_softcapping
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
 

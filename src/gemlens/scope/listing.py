@@ -21,7 +21,7 @@ from gemlens import hub
 from gemlens.errors import GemlensError, InputError, NotFoundError, nearest
 from gemlens.paths import local_folder
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
-from gemlens.sites import parse_hf_hook_point
+from gemlens.sites import parse_hook_point
 
 __all__ = ["Listed", "at_site", "listing"]
 
@@ -126,7 +126,7 @@ def _named(release: str, path: str, config: dict[str, Any]) -> Listed:
         site = _REPOSITORIES.get(release.rpartition("-")[2])
     number = int(layer) if layer else None
     with suppress(GemlensError):
-        point = parse_hf_hook_point(str(config.get("hf_hook_point_in")))
+        point = parse_hook_point(str(config.get("hf_hook_point_in")))
         site, number = point.name, point.layer
     stated = config.get("width")
     features = stated if isinstance(stated, int) else _features(width) if width else None

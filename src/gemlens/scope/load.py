@@ -1,55 +1,32 @@
-"""Load a dictionary: Gemma Scope 2's layout, from the hub, its cache, a folder, or the starter package.
+"""Load a dictionary by release and id: from the hub, its cache, a folder, or the starter package.
 
-    {release}/{category}/{id}/config.json
-    {release}/{category}/{id}/params.safetensors    w_enc [d_in, F]  w_dec [F, d_out]  b_enc [F]  b_dec [d_out]
-                                                    threshold [F]  affine_skip_connection [d_in, d_out] (optional)
+    google/gemma-scope-2-270m-it        resid_post/layer_12_width_16k_l0_small    a hub repository and a path in it
+    gemma-scope-2b-pt-res-canonical     layer_20/width_16k/canonical              SAELens' names (``scope.catalog``)
+    path/to/folder                      resid_post/layer_12_…, or nothing         a folder with one or several
+    starter                             resid_post/layer_12_width_4k_l0_medium    the package gemlens-starter
 
-Some folders have no config.json: site and kind then follow from the path.
+``scope.formats`` tells which layout a folder is in, and reads it.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from gemlens import hub
-from gemlens.errors import NetworkError, NotFoundError, WeightsError, nearest
+from gemlens.errors import GemlensError, InputError, NotFoundError, nearest
 from gemlens.paths import local_folder
-from gemlens.records import DictionaryInfo
-from gemlens.scope.catalog import neuronpedia_id
-from gemlens.scope.rows import DenseRows
+from gemlens.scope import catalog
+from gemlens.scope.folder import Folder, HubFolder, LocalFolder, is_cached
+from gemlens.scope.formats import FORMATS, Format, dictionaries_below, likeliest_first
+from gemlens.scope.formats.gemma_scope_2_layers import names_crosscoder
+from gemlens.scope.formats.layout import Target
+from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
-from gemlens.scope.weights import check_shapes, read_safetensors
-from gemlens.sites import Site, parse_hf_hook_point
 
-__all__ = ["load_sae", "split_id"]
-
-_CONFIG, _PARAMS = "config.json", "params.safetensors"
-_NAMES = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
-_SKIP = "affine_skip_connection"
-# The folder that dictionaries of a kind lie in -> where they read and write.
-_CATEGORIES = {
-    "resid_post": ("resid_post", "resid_post"),
-    "attn_out": ("attn_out", "attn_out"),
-    "mlp_out": ("mlp_out", "mlp_out"),
-    "transcoder": ("mlp_in", "mlp_out"),
-}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a dictionary's files are."""
-
-    params: Path
-    config: Path | None
-    revision: str | None
+__all__ = ["load_clt", "load_crosscoder", "load_sae", "load_transcoder", "split_id"]
 
 
 def split_id(sae_id: str, category: str | None) -> tuple[str, str]:
@@ -63,18 +40,19 @@ def split_id(sae_id: str, category: str | None) -> tuple[str, str]:
 
 def load_sae(
     release: str,
-    sae_id: str,
+    sae_id: str = "",
     *,
     category: str | None = None,
     revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SAE:
-    """Load an SAE or transcoder.
+    """Load an SAE or transcoder of any format.
 
     Args:
-        release: hub repository, folder, or ``starter``.
-        sae_id: ``layer_12_width_16k_l0_small``, or with its category ``resid_post/layer_12_width_16k_l0_small``.
+        release: hub repository, SAELens' release, folder, or ``starter``.
+        sae_id: ``layer_12_width_16k_l0_small``, or with its category ``resid_post/layer_12_width_16k_l0_small``;
+            nothing for a folder that holds one dictionary.
         category: for ids without one.
         dtype: of the arithmetic; files hold float32 or bfloat16.
 
@@ -82,132 +60,186 @@ def load_sae(
         NotFoundError: no such release or id; nearest names included.
         AccessError, NetworkError: the hub does not give it out, or cannot be reached.
         WeightsError: truncated, damaged, incomplete, of shapes that contradict each other or the config.
+        InputError: a CLT or crosscoder.
         MissingPackageError: ``starter`` without its data package.
     """
-    category, name = split_id(sae_id, category)
-    path = f"{category}/{name}" if category else name
-    source = _locate(release, path, revision)
-    config = _read_config(source.config) if source.config else {}
-    reads, writes = _sites(config, path)
-    tensors = _read_params(source.params)
-    width = tensors["w_enc"].shape[1]
-    if config.get("width", width) != width:
-        raise WeightsError(
-            f"{source.config} says width {config['width']!r}, the tensors beside it have {width} features; "
-            "download both again"
+    folder, layout = _locate(release, sae_id, category, revision, over_layers=False)
+    sae = layout.read(folder, Target(torch.device(device), dtype))
+    assert isinstance(sae, SAE)
+    return sae
+
+
+def load_transcoder(
+    release: str,
+    transcoder_id: str = "",
+    *,
+    category: str | None = None,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SAE:
+    """Load a transcoder as ``load_sae`` does, and refuse an SAE.
+
+    Raises:
+        InputError: the dictionary writes where it reads; and all that ``load_sae`` raises.
+    """
+    sae = load_sae(release, transcoder_id, category=category, revision=revision, device=device, dtype=dtype)
+    if not sae.is_transcoder:
+        raise InputError(f"{transcoder_id or release} is an SAE, which reads and writes {sae.reads}; use load_sae")
+    return sae
+
+
+def load_clt(
+    release: str,
+    clt_id: str = "",
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MultiLayer:
+    """Load a cross-layer transcoder, all its layers: ``clt/width_262k_l0_big_affine``, or circuit-tracer's folder.
+
+    Raises:
+        InputError: a crosscoder, SAE or transcoder; and all that ``load_sae`` raises.
+    """
+    return _over_layers(release, clt_id, revision, Target(torch.device(device), dtype), crosscoder=False)
+
+
+def load_crosscoder(
+    release: str,
+    crosscoder_id: str = "",
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MultiLayer:
+    """Load a crosscoder: ``crosscoder/layer_7_13_17_22_width_262k_l0_medium``.
+
+    Raises:
+        InputError: a CLT, SAE or transcoder; and all that ``load_sae`` raises.
+    """
+    return _over_layers(release, crosscoder_id, revision, Target(torch.device(device), dtype), crosscoder=True)
+
+
+def _over_layers(release: str, name: str, revision: str | None, to: Target, *, crosscoder: bool) -> MultiLayer:
+    folder, layout = _locate(release, name, None, revision, over_layers=True)
+    if names_crosscoder(folder.said) != crosscoder:
+        raise InputError(
+            f"{name or release} is a CLT; use load_clt (a crosscoder's folder names its layers: layer_7_13_17_22_…)"
+            if crosscoder
+            else f"{name or release} is a crosscoder; use load_crosscoder"
         )
-    tensors = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
-    return SAE(
-        DenseRows(tensors["w_enc"].T),
-        DenseRows(tensors["w_dec"]),
-        b_enc=tensors["b_enc"],
-        b_dec=tensors["b_dec"],
-        threshold=tensors["threshold"],
-        skip=tensors.get(_SKIP),
-        reads=reads,
-        writes=writes,
-        info=DictionaryInfo(
-            release=release,
-            category=category,
-            id=name,
-            site=str(reads),
-            layer=reads.layer,
-            width=width,
-            neuronpedia=neuronpedia_id(release, path),
-            model_name=_model_name(config),
-            revision=source.revision,
-            path=path,
-        ),
-    )
+    dictionary = layout.read(folder, to)
+    assert isinstance(dictionary, MultiLayer)
+    return dictionary
 
 
-def _locate(release: str, path: str, revision: str | None) -> _Source:
+def _locate(
+    release: str, name: str, category: str | None, revision: str | None, *, over_layers: bool
+) -> tuple[Folder, Format]:
+    """The folder of a dictionary, and the format it is in."""
+    path = "/".join(filter(None, split_id(name, category if name.strip("/") else None)))
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
     if root:
-        folder = _inside(root, path, release)
-        config = folder / _CONFIG
-        return _Source(folder / _PARAMS, config if config.is_file() else None, hub.commit_of(folder))
-    if not hub.is_repo_id(release):
+        return _in_folder(release, root, path, over_layers=over_layers)
+    repo, path = _named(release, name.strip("/"), path)
+    return _in_repo(repo, path, revision, over_layers=over_layers)
+
+
+def _named(release: str, name: str, path: str) -> tuple[str, str]:
+    """Hub repository and path of what may be SAELens' names, or a repository's short ones."""
+    if hub.is_repo_id(release):
+        try:
+            entry = catalog.resolve(release, path)
+        except NotFoundError:  # the catalogue does not know all repositories, nor all that is in those it knows
+            return release, path
+        return entry.repo, entry.path
+    releases = {entry.release for entry in catalog.entries()}
+    if release not in releases:
         raise NotFoundError(
-            f"{release!r} is neither a folder nor a hub repository (owner/name); "
-            "try google/gemma-scope-2-270m-it, or starter, which needs no network"
+            f"{release[:200]!r} is neither a folder nor a hub repository (owner/name), and no release of the "
+            f"catalogue: {nearest(release[:200], releases)}; starter needs no network"
         )
-    params = hub.fetch(release, f"{path}/{_PARAMS}", revision=revision)
+    entry = catalog.resolve(release, name)
+    return entry.repo, entry.path
+
+
+def _in_folder(release: str, root: Path, path: str, *, over_layers: bool) -> tuple[Folder, Format]:
+    """A dictionary below ``root``, or ``root`` itself where it is one."""
+    # A category that the user did not think of does not hide what its name finds.
+    for inside in dict.fromkeys([path, path.rpartition("/")[2]] if path else []):
+        if found := _formats_of(root, inside):
+            return _the_one(release, root, path, inside, found, over_layers=over_layers)
+    there = sorted(set(dictionaries_below(root)))
+    if there == ["."] or (len(there) == 1 and not path):
+        inside = "" if there == ["."] else there[0]
+        return _the_one(release, root, path or inside, inside, _formats_of(root, inside), over_layers=over_layers)
+    if not path and there:
+        raise NotFoundError(f"{root.name} holds several dictionaries; name one: {_listed(there)}")
+    raise NotFoundError(f"{root.name} holds no dictionary {path!r}; {nearest(path, there)}")
+
+
+def _formats_of(root: Path, path: str) -> list[Format]:
+    """The formats that the folder ``path`` below ``root`` has the files of."""
+    found = []
+    for each in FORMATS:
+        place = each.place(path)
+        try:
+            if place and (root / place[0] / place[1]).is_file():
+                found.append(each)
+        except (OSError, ValueError):  # a name longer than the file system allows is not there either
+            continue
+    return found
+
+
+def _the_one(
+    release: str, root: Path, path: str, inside: str, found: list[Format], *, over_layers: bool
+) -> tuple[Folder, Format]:
+    if len(found) > 1:
+        names = ", ".join("/".join(filter(None, each.place(inside) or ())) for each in found)
+        raise InputError(f"{path or root.name} holds several dictionaries; keep one of {names} there")
+    layout = found[0]
+    _check_kind(path or release, layout.over_layers, over_layers)
+    place = layout.place(inside)
+    assert place
+    return LocalFolder(release, path, root / place[0]), layout
+
+
+def _in_repo(repo: str, path: str, revision: str | None, *, over_layers: bool) -> tuple[Folder, Format]:
+    """A dictionary of a hub repository: what the cache has, else what the hub has, the likeliest format first."""
+    if path.startswith(("clt/", "crosscoder/")):
+        _check_kind(path, True, over_layers)
+    places = [(each, place) for each in likeliest_first(path, over_layers=over_layers) if (place := each.place(path))]
+    files = ["/".join(filter(None, place)) for _, place in places]
+    chosen = next((index for index, file in enumerate(files) if is_cached(repo, file, revision)), None)
+    if chosen is None:
+        chosen = _first_on_hub(repo, files, revision)
+    layout, (inside, _) = places[chosen]
+    return HubFolder(repo, path, inside, revision), layout
+
+
+def _first_on_hub(repo: str, files: list[str], revision: str | None) -> int:
     try:
-        config_file = hub.fetch(release, f"{path}/{_CONFIG}", revision=revision)
-    except NotFoundError:
-        config_file = None
-    except NetworkError:
-        if not _known_to_be_absent(release, f"{path}/{_CONFIG}", revision):
-            raise
-        config_file = None
-    return _Source(params, config_file, hub.commit_of(params))
+        hub.fetch(repo, files[0], revision=revision)
+        return 0
+    except NotFoundError as error:  # asked for by the likeliest name, so its message names what is near
+        try:
+            there = set(hub.list_files(repo, revision=revision))
+        except GemlensError:
+            raise error from None
+        for index, file in enumerate(files):
+            if file in there:
+                return index
+        raise
 
 
-def _inside(root: Path, path: str, release: str) -> Path:
-    """The folder of one dictionary below ``root``, or ``root`` itself where it holds the files."""
-    try:
-        if (root / path / _PARAMS).is_file():
-            return root / path
-    except OSError:  # a name longer than the file system allows is not there either
-        pass
-    there = sorted(str(file.parent.relative_to(root)) for file in root.glob(f"**/{_PARAMS}"))
-    if there == ["."]:
-        return root
-    raise NotFoundError(f"{release} holds no dictionary {path!r}; {nearest(path, there)}")
+def _check_kind(name: str, is_over_layers: bool, wanted: bool) -> None:
+    if is_over_layers and not wanted:
+        use = "load_crosscoder" if names_crosscoder(name) else "load_clt"
+        raise InputError(f"{name} is over several layers; use {use}")
+    if wanted and not is_over_layers:
+        raise InputError(f"{name} is over one layer; use load_sae or load_transcoder")
 
 
-def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
-    """Whether the hub once said that it has no such file, so that a dictionary without config.json loads offline."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-
-    return try_to_load_from_cache(repo, filename, revision=revision) is _CACHED_NO_EXIST
-
-
-def _read_params(path: Path) -> dict[str, Tensor]:
-    """The tensors of one dictionary, of shapes that fit together."""
-    tensors = read_safetensors(path, _NAMES, frozenset({_SKIP}))
-    encoder, bias = tensors["w_enc"], tensors["b_dec"]
-    if encoder.ndim != 2 or bias.ndim != 1 or not encoder.numel() or not bias.numel():
-        raise WeightsError(
-            f"{path}: w_enc has shape {list(encoder.shape)} and b_dec {list(bias.shape)}, expected [d_in, features] "
-            "and [d_out]; the file is not a Gemma Scope 2 dictionary"
-        )
-    (d_in, width), (d_out,) = encoder.shape, bias.shape
-    shapes = {"w_dec": (width, d_out), "b_enc": (width,), "threshold": (width,), _SKIP: (d_in, d_out)}
-    check_shapes(path, tensors, shapes)
-    return tensors
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); download it again") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} is not a JSON object; download it again")
-    if (kind := config.get("architecture", "jump_relu")) != "jump_relu":
-        raise WeightsError(f"{path} describes a {kind!r} dictionary; gemlens reads jump_relu ones")
-    return config
-
-
-def _sites(config: dict[str, Any], path: str) -> tuple[Site, Site]:
-    """From the config's hook points; from the path where the config is missing or names none."""
-    if config.get("hf_hook_point_in") is not None:
-        reads = parse_hf_hook_point(str(config["hf_hook_point_in"]))
-        return reads, parse_hf_hook_point(str(config.get("hf_hook_point_out", config["hf_hook_point_in"])))
-    category = path.split("/")[0].removesuffix("_all")
-    layer = re.search(r"layer_([0-9]{1,6})(?![0-9])", path)
-    if category not in _CATEGORIES or layer is None:
-        raise NotFoundError(
-            f"{path} has no config.json that says what it reads, and its path does not; "
-            f"expected CATEGORY/layer_L_…, with a category of {', '.join(_CATEGORIES)}"
-        )
-    read, written = _CATEGORIES[category]
-    return Site(int(layer[1]), read), Site(int(layer[1]), written)
-
-
-def _model_name(config: dict[str, Any]) -> str | None:
-    """Some configs say gemma-v3 for gemma-3."""
-    name = config.get("model_name")
-    return name.replace("gemma-v3-", "gemma-3-") if isinstance(name, str) else None
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

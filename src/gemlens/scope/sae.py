@@ -1,7 +1,7 @@
-"""JumpReLU dictionaries over one layer: sparse autoencoders and transcoders.
+"""Dictionaries over one layer: sparse autoencoders and transcoders.
 
     pre   = x @ w_enc + b_enc
-    acts  = relu(pre) * (pre > threshold)
+    acts  = relu(pre) * (pre > threshold)     or another activation
     recon = acts @ w_dec + b_dec (+ x @ affine_skip_connection)
 
 Rajamanoharan et al. 2024 (arXiv:2407.14435); Gemma Scope, Lieberum et al. 2024 (arXiv:2408.05147). The encoder
@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gemlens.errors import MismatchError
 from gemlens.records import DictionaryInfo
+from gemlens.scope import sparse
+from gemlens.scope.activation import Activation, JumpReLU
 from gemlens.scope.features import Features
 from gemlens.scope.rows import Rows
 from gemlens.sites import Site
 
 __all__ = ["SAE"]
-
-_TOGETHER = 1024
 
 
 class SAE(nn.Module):
@@ -37,6 +36,7 @@ class SAE(nn.Module):
         skip: ``affine_skip_connection`` [d_in, d_out], or None.
         reads: site whose activations ``encode`` takes.
         writes: site that the reconstruction stands for; the same as ``reads`` for an SAE.
+        activation: which features fire; JumpReLU with ``threshold`` unless given.
         info: how users name it.
     """
 
@@ -52,6 +52,7 @@ class SAE(nn.Module):
         reads: Site,
         writes: Site,
         info: DictionaryInfo,
+        activation: Activation | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
@@ -62,6 +63,7 @@ class SAE(nn.Module):
         self.threshold: Tensor
         self.skip: Tensor | None
         self.reads, self.writes, self.info = reads, writes, info
+        self.activation: Activation = activation or JumpReLU()
 
     @property
     def width(self) -> int:
@@ -97,42 +99,12 @@ class SAE(nn.Module):
                 f"{self.info.id} reads {self.reads} as [tokens, {self.d_in}], got {list(x.shape)}; "
                 "it was trained on another model or site"
             )
-        # In parts, so that the pre-activations of a long text do not have to fit in memory.
-        return Features.concatenate([self._encode(part.to(self.b_enc)) for part in x.split(_TOGETHER)])
-
-    def _encode(self, x: Tensor) -> Features:
-        # relu(pre) * (pre > threshold) is positive exactly where pre exceeds both.
-        floor = self.threshold.clamp(min=0)
-        found = []
-        for start, block in self.encoder.blocks():
-            stop = start + len(block)
-            pre = torch.addmm(self.b_enc[start:stop], x, block.T)
-            token, feature = (pre > floor[start:stop]).nonzero(as_tuple=True)
-            found.append((token, feature + start, pre[token, feature]))
-        tokens, ids, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-        if len(found) > 1:
-            order = tokens.argsort(stable=True)
-            tokens, ids, values = tokens[order], ids[order], values[order]
-        indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
-        indptr[1:] = torch.bincount(tokens, minlength=len(x)).cumsum(0)
-        return Features(indptr, ids, values, self.width)
+        return sparse.encode(x, self.encoder, self.b_enc, self.threshold, self.activation)
 
     @torch.no_grad()
     def decode(self, features: Features) -> Tensor:
         """[n, d_out] = acts @ w_dec + b_dec, reading only the active rows; without the skip."""
-        active, entries = features.ids.unique(return_inverse=True)
-        rows = self.decoder.rows(active)
-        if not len(active):
-            return self.b_dec.expand(len(features), -1).clone()
-        summed = F.embedding_bag(
-            entries,
-            rows,
-            features.indptr,
-            mode="sum",
-            per_sample_weights=features.values.to(rows.dtype),
-            include_last_offset=True,
-        )
-        return summed + self.b_dec
+        return sparse.weighted_sum(features, self.decoder) + self.b_dec
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from gemlens.errors import OutputError
+from gemlens.errors import InputError, OutputError
+from gemlens.scope.activation import JumpReLU
 from gemlens.scope.sae import SAE
 
 __all__ = ["save_sae"]
@@ -24,10 +25,15 @@ def save_sae(sae: SAE, folder: Path, *, l0: float, dtype: torch.dtype = torch.bf
         dtype: of the stored tensors.
 
     Raises:
+        InputError: a TopK dictionary, which that layout cannot hold.
         OutputError: ``folder`` exists and is not empty, or cannot be written.
     """
     from safetensors.torch import save_file
 
+    if not isinstance(sae.activation, JumpReLU):
+        raise InputError(
+            f"{sae.info.id} is a {type(sae.activation).__name__} dictionary; its layout holds JumpReLU ones"
+        )
     tensors = {
         "w_enc": torch.cat([block for _, block in sae.encoder.blocks()]).T,
         "w_dec": torch.cat([block for _, block in sae.decoder.blocks()]),

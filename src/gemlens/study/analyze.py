@@ -3,14 +3,17 @@
 1. Prompt to tokens, through the chat template where there is one.
 2. One forward pass to the deepest site that a dictionary reads; with generation, the passes that ``generate`` makes
    anyway, so that features of generated tokens come from the very residuals the model used.
-3. Every dictionary encodes every token but BOS, on which none was trained.
+3. Every dictionary encodes every token but BOS, on which none was trained; nor were those of Gemma Scope 2 for an
+   instruction-tuned model on the tokens that open every chat.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -20,12 +23,16 @@ from gemlens import __version__
 from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, activations, generate
 from gemlens.lm.text import encode_prompt, pieces, prompt_text, texts
-from gemlens.records import ActiveFeatures, Analysis, FeatureActivation, Provenance, TokenRecord
+from gemlens.records import ActiveFeatures, Analysis, DictionaryInfo, FeatureActivation, Provenance, TokenRecord
 from gemlens.scope.features import Features
 from gemlens.scope.sae import SAE
 from gemlens.study.fit_check import check_fit
 
 __all__ = ["analyze"]
+
+_CHAT_OPENING = "<start_of_turn>user\n"
+# A model or a release, as google/gemma-3-270m-it, gemma-scope-2-270m-it, gemma-scope-2-270m-it-res.
+_CHAT_SCOPE_2 = re.compile(r"gemma-(3|scope-2)-.+-it(-.+)?")
 
 
 def analyze(
@@ -81,7 +88,7 @@ def analyze(
     else:
         ids, read_out = prompt_ids, activations(model, prompt_ids, sites)
     tokens = ids[0].cpu()
-    read = tokens != model.bos
+    read = _counted(model, tokens, [dictionary.info for dictionary in dictionaries])
     features = [_at_tokens(dictionary.encode(read_out[dictionary.reads][0][read]), read) for dictionary in dictionaries]
     sampled = bool(max_new_tokens) and not greedy and temperature > 0
     return Analysis(
@@ -114,6 +121,22 @@ def _check_options(
         raise InputError(f"top_p {top_p}: must lie above 0 and not exceed 1")
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"seed {seed}: must fit in 64 bits")
+
+
+def _counted(model: Model, tokens: Tensor, dictionaries: Sequence[DictionaryInfo]) -> Tensor:
+    """bool [n], the tokens that are encoded: one answer for all dictionaries, so that every view can mark the rest."""
+    read = tokens != model.bos
+    if model.tokenizer.chat_template and any(map(_skips_chat_opening, dictionaries)):
+        text = f"{model.tokenizer.bos_token}{_CHAT_OPENING}"
+        opening = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if tokens[: len(opening)].tolist() == opening:
+            read[: len(opening)] = False
+    return read
+
+
+def _skips_chat_opening(info: DictionaryInfo) -> bool:
+    """Whether it is one of Gemma Scope 2 for an ``-it`` model; the release says so where its config names no model."""
+    return _CHAT_SCOPE_2.fullmatch(PurePath(info.model_name or info.release).name.lower()) is not None
 
 
 def _at_tokens(features: Features, read: Tensor) -> Features:

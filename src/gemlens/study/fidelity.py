@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from gemlens.data.corpus import pack
 from gemlens.errors import InputError
-from gemlens.lm.gemma import Model, activations, logits, module_at, reading
-from gemlens.lm.hooks import StopForward, write
+from gemlens.lm.gemma import Model, activations, logits, reading, writing
+from gemlens.lm.hooks import StopForward
 from gemlens.lm.resume import CleanPass, clean_pass, resume
 from gemlens.lm.stream import activation_stream
 from gemlens.records import Fidelity, LossWith
@@ -188,7 +188,7 @@ def _resume_with(model: Model, dictionary: SAE, clean: CleanPass, value: Tensor)
     def edit(old: Tensor) -> Tensor:
         return torch.cat([old[:, :1], value[:, 1:]], dim=1)
 
-    with write(*module_at(model, dictionary.writes), edit):
+    with writing(model, dictionary.writes, edit):
         return resume(model, clean)
 
 

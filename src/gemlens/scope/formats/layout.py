@@ -1,0 +1,83 @@
+"""What every layout has in common: its own names for the same few tensors.
+
+encoder    [F, d_in]     one row a feature
+decoder    [F, d_out]    one row a feature; [F, outputs, d_out] where a feature writes several layers
+b_enc      [F]
+b_dec      [d_out]
+threshold  [F]           absent for ReLU
+skip       [d_in, d_out] applied as ``x @ skip``; optional
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemlens.errors import WeightsError
+from gemlens.scope.weights import TensorFile, check_shapes
+
+__all__ = ["Layout", "Target", "read"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rename table of one format."""
+
+    called: str
+    """With its article: ``a Gemma Scope 2``."""
+    names: Mapping[str, str]
+    """Our name -> the file's."""
+    optional: frozenset[str] = frozenset({"skip"})
+    """Ours."""
+    transposed: frozenset[str] = frozenset()
+    """Ours; stored the other way round."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where tensors go, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def read(
+    file: TensorFile, layout: Layout, to: Target, *, outputs: int | None = None, first: int = 0
+) -> dict[str, Tensor]:
+    """The tensors of one file by our names, of shapes that fit together; one at a time.
+
+    Args:
+        outputs: of a decoder [F, outputs, d_out].
+        first: of these outputs to keep; the ones before are never held in memory.
+
+    Raises:
+        WeightsError: a tensor is missing, damaged or not finite, or shapes contradict each other.
+    """
+    theirs = layout.names
+    file.require({name for ours, name in theirs.items() if ours not in layout.optional})
+    encoder, bias = (file.tensors[theirs[ours]].shape for ours in ("encoder", "b_dec"))
+    features_first = "encoder" not in layout.transposed
+    if len(encoder) != 2 or len(bias) != 1 or 0 in (*encoder, *bias):
+        raise WeightsError(
+            f"{file.path}: {theirs['encoder']} has shape {list(encoder)} and {theirs['b_dec']} {list(bias)}, expected "
+            f"{'[features, d_in]' if features_first else '[d_in, features]'} and [d_out]; "
+            f"the file is not {layout.called} dictionary"
+        )
+    (width, d_in), (d_out,) = encoder if features_first else encoder[::-1], bias
+    decoder = (width, d_out) if outputs is None else (width, outputs, d_out)
+    shapes = {"decoder": decoder, "b_enc": (width,), "threshold": (width,), "skip": (d_in, d_out)}
+    expected = {
+        theirs[ours]: shape[::-1] if ours in layout.transposed else shape
+        for ours, shape in shapes.items()
+        if ours in theirs
+    }
+    check_shapes(file, expected, layout.called)
+    tensors = {}
+    for ours, name in theirs.items():
+        if name in file.tensors:
+            tensor = file.read(name, to.dtype, first=first if ours == "decoder" else 0).to(to.device)
+            tensors[ours] = tensor.T if ours in layout.transposed else tensor
+    return tensors
