@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "study": LEAVES | {"scope", "lm", "data"},
     "train": LEAVES | {"scope", "lm", "data"},
     "report": {"errors", "records", "batched"},
-    "app": LEAVES | {"scope", "lm", "data", "study", "train", "report"},
+    "external": {"errors", "records", "scope", "sites"},
+    "app": LEAVES | {"scope", "lm", "data", "study", "train", "report", "external"},
 }
 
 
