@@ -2,16 +2,18 @@
 # make test          the whole test suite
 # make check         format, lint, types, import direction
 # make test-compat   model and hook tests on the oldest transformers we support
+# make bench         gemlens beside its peers, in an environment of theirs; results in benchmarks/results
 # make clean         remove the environments and outputs
 
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
+PEERS := benchmarks/.env-peers
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find src starter/src -type f -not -name '*.pyc') pyproject.toml starter/pyproject.toml constraints.txt
 
-.PHONY: demo test check test-compat clean
+.PHONY: demo test check test-compat bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gemlens analyze --model-id starter \
@@ -32,6 +34,16 @@ check: $(VENV)/.installed-dev
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_gemma.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
+# The peers' pins and ours conflict: their environment sees our sources, not our installation.
+bench: $(PEERS)/.installed
+	PYTHONPATH=src:starter/src $(PEERS)/bin/python benchmarks/peers_equal.py
+	PYTHONPATH=src:starter/src $(PEERS)/bin/python -m pytest -p no:cacheprovider tests/test_saelens.py
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python $(PIP) -r benchmarks/peers.txt
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("gemlens needs Python 3.11 to 3.13") if not (3, 11) <= sys.version_info < (3, 14) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +62,4 @@ $(COMPAT)/.installed: $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) outputs
+	rm -rf $(VENV) $(COMPAT) $(PEERS) outputs

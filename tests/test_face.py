@@ -14,7 +14,18 @@ import pytest
 import gemlens
 
 SOURCE = Path(gemlens.__file__).parent
-HEAVY = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "rich", "typer", "jinja2", "pydantic"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "rich",
+    "typer",
+    "jinja2",
+    "pydantic",
+    "pyarrow",
+}
 
 LEAVES = {"batched", "errors", "hub", "paths", "records", "sites"}
 MAY_IMPORT = {
@@ -24,7 +35,8 @@ MAY_IMPORT = {
     "study": LEAVES | {"scope", "lm", "data"},
     "train": LEAVES | {"scope", "lm", "data"},
     "report": {"errors", "records", "batched"},
-    "app": LEAVES | {"scope", "lm", "data", "study", "train", "report"},
+    "external": {"errors", "records", "scope", "sites"},
+    "app": LEAVES | {"scope", "lm", "data", "study", "train", "report", "external"},
 }
 
 

@@ -106,7 +106,9 @@ def test_export_writes_one_file_under_its_name(tmp_path, kind):
     path = files.export(hostile(), kind, tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / f"gemma_scope_2_report.{kind}"
     assert names(path.parent) == [path.name]
-    assert path.read_text("utf-8")
+    assert len(path.read_bytes()) > 1000
+    if kind != "parquet":
+        assert path.read_text("utf-8")
     with pytest.raises(InputError, match="'pdf'; there is html, json, jsonl"):
         files.export(sample(), "pdf", tmp_path)
 

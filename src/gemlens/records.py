@@ -18,6 +18,8 @@ __all__ = [
     "Fidelity",
     "LossWith",
     "Provenance",
+    "Sweep",
+    "SweepPoint",
     "TokenRecord",
 ]
 
@@ -218,3 +220,27 @@ class Fidelity:
     def ce_recovered_mean(self) -> float:
         """The same against replacing the activation by its mean, a much harder baseline."""
         return 1 - self.spliced.above_clean / self.mean_ablated.above_clean
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One dictionary of a sweep."""
+
+    figures: Fidelity
+    l0_named: str | None
+    """What its name or config promises: ``small``, ``71``."""
+    on_front: bool
+    """No other of the sweep has both fewer active features and a lower cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """All dictionaries of one site, measured on the same text."""
+
+    release: str
+    site: str
+    model_id: str
+    points: tuple[SweepPoint, ...]
+    """By width, then by L0 as measured."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """Path and reason of those that could not be measured."""

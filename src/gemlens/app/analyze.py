@@ -38,6 +38,7 @@ from gemlens.app.options import (
     check_numbers,
     check_sources,
     default_dictionary,
+    was_given,
 )
 from gemlens.app.output import prepared
 from gemlens.app.prompts import Prompt, read_prompts
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from gemlens.scope.sae import SAE
 
 __all__ = ["analyze"]
+
+# Exports of which one file holds all prompts.
+_FOR_ALL = ("jsonl", "parquet")
 
 
 def analyze(
@@ -89,7 +93,7 @@ def analyze(
     check_sources(model_id, release, sae_category, ids)
     for name in ids:
         check_layer(layer, name)
-    if prompts is not None and _was_given(context, "prompt"):
+    if prompts is not None and was_given(context, "prompt"):
         raise InputError(f"--prompt and --prompts {prompts} exclude each other; give one of them")
     todo = read_prompts(prompt, prompts, system)
     kinds: list[Kind] = [kind.value for kind in dict.fromkeys(export or [])]
@@ -108,15 +112,10 @@ def analyze(
             _many(console, model, dictionaries, todo, kinds, out_dir, settings, warnings)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _file_names(kinds: list[Kind], *, many: bool) -> list[str]:
     from gemlens.report.files import REPORT
 
-    return [f"{REPORT}.{kind}" for kind in kinds if kind == "jsonl" or not many]
+    return [f"{REPORT}.{kind}" for kind in kinds if kind in _FOR_ALL or not many]
 
 
 def _one(
@@ -152,11 +151,12 @@ def _many(
     settings: dict[str, Any],
     warnings: list[str],
 ) -> None:
-    """One JSONL for all prompts, a report each in ``reports/``; tables where nothing is exported."""
+    """One JSONL and one Parquet for all prompts, a report each in ``reports/``; tables where nothing is exported."""
     from rich.progress import track
 
     from gemlens.report.files import REPORT, export, write
     from gemlens.report.json import to_jsonl
+    from gemlens.report.parquet import parquet_file
 
     _check_lengths(model, prompts, settings)
     if not kinds:
@@ -168,17 +168,22 @@ def _many(
     digits = len(str(len(prompts)))
     # Where nothing can move, rich would leave an empty line.
     shown = track(prompts, "Reading prompts", console=console, transient=True) if console.is_terminal else prompts
-    for index, prompt in enumerate(shown):
-        analysis = _study(model, dictionaries, prompt, settings)
-        for kind in kinds:
-            if kind == "jsonl":
+    with ExitStack() as stack:
+        add = stack.enter_context(parquet_file(out_dir / f"{REPORT}.parquet")) if "parquet" in kinds else None
+        for index, prompt in enumerate(shown):
+            analysis = _study(model, dictionaries, prompt, settings)
+            for kind in kinds:
+                if kind not in _FOR_ALL:
+                    export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
+            if "jsonl" in kinds:
                 rows.append(to_jsonl(analysis, prompt_index=index))
-            else:
-                export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
+            if add is not None:
+                add(analysis, index)
     if rows:
         write("".join(rows), out_dir / f"{REPORT}.jsonl")
-        tell(console, f"wrote {out_dir / REPORT}.jsonl")
-    if pages := len(set(kinds) - {"jsonl"}) * len(prompts):
+    for name in [name for name in _FOR_ALL if name in kinds]:
+        tell(console, f"wrote {out_dir / REPORT}.{name}")
+    if pages := len(set(kinds) - set(_FOR_ALL)) * len(prompts):
         tell(console, f"wrote {pages} report{'s' * (pages > 1)} to {out_dir / 'reports'}")
 
 

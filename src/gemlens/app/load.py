@@ -12,12 +12,13 @@ from gemlens.lm.starter import STARTER_NAME
 from gemlens.paths import local_folder
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from gemlens.lm.gemma import Model
     from gemlens.scope.sae import SAE
 
-__all__ = ["load"]
+__all__ = ["load", "load_model_only"]
 
 
 def load(
@@ -37,11 +38,7 @@ def load(
     2. The dictionaries: a slip in their names shows before gigabytes of model are fetched.
     3. The model.
     """
-    if _on_hub(model_id) or _on_hub(release):
-        _quiet_client(console)
-    if _on_hub(model_id):
-        with busy(console, f"Looking up {model_id}"):
-            hub.fetch(model_id, "config.json")
+    _look_up(console, model_id, release)
     with busy(console, "Loading torch"):
         from gemlens.lm.load import load_model, pick_device
         from gemlens.scope.load import load_sae
@@ -57,6 +54,27 @@ def load(
         model = load_model(model_id, device=str(place), dtype=dtype)
     warnings = [warning for dictionary in dictionaries for warning in check_fit(model, dictionary)]
     return dictionaries, model, warnings
+
+
+def load_model_only(
+    console: Console, model_id: str, release: str, *, device: str, dtype: str
+) -> tuple[Model, torch.device]:
+    """Model and device, for a command that loads dictionaries of ``release`` itself, one after another."""
+    _look_up(console, model_id, release)
+    with busy(console, "Loading torch"):
+        from gemlens.lm.load import load_model, pick_device
+
+        place = pick_device(device)
+    with _busy_unless_downloading(console, model_id, f"Loading {model_id}"):
+        return load_model(model_id, device=str(place), dtype=dtype), place
+
+
+def _look_up(console: Console, model_id: str, release: str) -> None:
+    if _on_hub(model_id) or _on_hub(release):
+        _quiet_client(console)
+    if _on_hub(model_id):
+        with busy(console, f"Looking up {model_id}"):
+            hub.fetch(model_id, "config.json")
 
 
 def _on_hub(source: str) -> bool:

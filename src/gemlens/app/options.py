@@ -44,6 +44,7 @@ __all__ = [
     "check_numbers",
     "check_sources",
     "default_dictionary",
+    "was_given",
 ]
 
 DEFAULT_MODEL = "google/gemma-3-270m-it"
@@ -71,6 +72,7 @@ class Export(StrEnum):
     html = "html"
     json = "json"
     jsonl = "jsonl"
+    parquet = "parquet"
 
 
 PromptOption = Annotated[str, typer.Option("--prompt", help="Text to read; - for standard input.", metavar="TEXT")]
@@ -147,7 +149,9 @@ DtypeOption = Annotated[
 ExportOption = Annotated[
     list[Export] | None,
     typer.Option(
-        "--export", help="Report to write: html, json or jsonl; repeat it.  [default: table only]", metavar="KIND"
+        "--export",
+        help="Report to write: html, json, jsonl or parquet; repeat it.  [default: table only]",
+        metavar="KIND",
     ),
 ]
 OutDirOption = Annotated[Path, typer.Option("--out-dir", help="Folder of the reports.", metavar="FOLDER")]
@@ -161,6 +165,12 @@ def default_dictionary(model_id: str, release: str | None, ids: list[str] | None
     if not ids:
         ids = [STARTER_DICTIONARY if release == STARTER_RELEASE else _DEFAULT_ID]
     return release, list(dict.fromkeys(ids))
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line, also if with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_numbers(*, top_k: int, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:

@@ -6,36 +6,57 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from gemlens.errors import InputError, OutputError
+from gemlens.errors import GemlensError, InputError, OutputError
 from gemlens.records import Analysis
 
-__all__ = ["KINDS", "REPORT", "check_folder", "export", "write"]
+__all__ = ["KINDS", "REPORT", "check_folder", "export", "told", "whole", "write"]
 
 REPORT = "gemma_scope_2_report"
 
-Kind = Literal["html", "json", "jsonl"]
-KINDS: tuple[Kind, ...] = ("html", "json", "jsonl")
+Kind = Literal["html", "json", "jsonl", "parquet"]
+KINDS: tuple[Kind, ...] = ("html", "json", "jsonl", "parquet")
 
 
 def write(text: str, path: str | os.PathLike[str]) -> None:
     """Write ``text`` as UTF-8 to ``path``, whole or not at all: a reader sees the old file or the new one."""
     path = Path(path)
+    with whole(path) as file, told(path):
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that gets the name ``path`` when the block ends well, and is gone if it does not."""
     # Not tempfile: its files are readable by their owner only, and keep that mode under the final name.
     temporary = path.with_name(f".gemlens-{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
+        with told(path):
+            file = temporary.open("xb")
+        with file:
+            yield file
+            with told(path):
                 file.flush()
                 os.fsync(file.fileno())
+        with told(path):
             temporary.replace(path)
-        except BaseException:
-            # Also on Ctrl-C. What the clean-up runs into is not the error to report.
-            _remove(temporary)
-            raise
+    except BaseException:
+        # Also on Ctrl-C. What the clean-up runs into is not the error to report.
+        _remove(temporary)
+        raise
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while ``path`` is written into an ``OutputError`` that names it."""
+    try:
+        yield
+    except GemlensError:
+        raise
     except (OSError, ValueError) as error:
         raise OutputError(_why(path, error)) from error
 
@@ -59,11 +80,17 @@ def export(analysis: Analysis, kind: Kind, out_dir: str | os.PathLike[str], *, n
     if kind not in KINDS:
         raise InputError(f"no export named {kind!r}; there is {', '.join(KINDS)}")
     path = check_folder(out_dir) / f"{name}.{kind}"
-    write(_render(analysis, kind), path)
+    if kind == "parquet":
+        from gemlens.report.parquet import parquet_file
+
+        with parquet_file(path) as add:
+            add(analysis, 0)
+    else:
+        write(_render(analysis, kind), path)
     return path
 
 
-def _render(analysis: Analysis, kind: Kind) -> str:
+def _render(analysis: Analysis, kind: str) -> str:
     if kind == "html":
         from gemlens.report.html import to_html
 

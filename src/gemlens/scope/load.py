@@ -26,13 +26,7 @@ from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
 
-__all__ = [
-    "load_clt",
-    "load_crosscoder",
-    "load_sae",
-    "load_transcoder",
-    "split_id",
-]
+__all__ = ["load_clt", "load_crosscoder", "load_sae", "load_transcoder", "split_id"]
 
 
 def split_id(sae_id: str, category: str | None) -> tuple[str, str]:

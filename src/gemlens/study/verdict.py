@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gemlens.records import Fidelity
+from gemlens.scope.listing import Listed
 
-__all__ = ["verdict"]
+__all__ = ["is_poor", "suggest", "verdict"]
+
+_GOOD, _FAIR = 0.9, 0.7
 
 
 def verdict(figures: Fidelity) -> Fidelity:
     """The same record with ``verdict`` filled in, worst news first."""
     said = [*_site_or_scale(figures), *_quality(figures)]
     return replace(figures, verdict=tuple(said))
+
+
+def is_poor(figures: Fidelity) -> bool:
+    """At the right site, but too coarse: a larger dictionary would help."""
+    return not _site_or_scale(figures) and figures.ce_recovered_mean < _FAIR
+
+
+def suggest(figures: Fidelity, siblings: Sequence[Listed]) -> Fidelity:
+    """The same record, a poor verdict followed by what to try next of what the release holds for that site."""
+    mine = next((each for each in siblings if each.path == figures.dictionary.path), None)
+    if mine is None or not is_poor(figures):
+        return figures
+    near = [
+        each for each in siblings if (each.category, each.site, each.layer) == (mine.category, mine.site, mine.layer)
+    ]
+    denser = [each for each in near if each.width == mine.width and mine.l0_order < each.l0_order < float("inf")]
+    wider = [each for each in near if mine.width and each.width and each.width > mine.width]
+    tries = []
+    if denser:
+        tries.append(f"{min(denser, key=lambda each: each.l0_order).path} (higher L0)")
+    if wider:
+        # The next width, and of that the L0 that is nearest by rank.
+        least = min(each.width or 0 for each in wider)
+        step = sorted((each for each in wider if each.width == least), key=lambda each: each.l0_order)
+        as_dense = [each for each in step if each.l0_order >= mine.l0_order]
+        tries.append(f"{(as_dense or step[-1:])[0].path} (wider)")
+    said = (
+        f"next to try: {' or '.join(tries)}"
+        if tries
+        else (f"{figures.dictionary.release} names none for {mine.site}.{mine.layer} that is wider or of higher L0")
+    )
+    return replace(figures, verdict=(*figures.verdict, said))
 
 
 def _site_or_scale(figures: Fidelity) -> list[str]:
@@ -40,7 +76,7 @@ def _quality(figures: Fidelity) -> list[str]:
     cost = figures.spliced
     recovered = figures.ce_recovered_mean
     if figures.variance_explained >= 0:
-        word = "good" if recovered >= 0.9 else "fair" if recovered >= 0.7 else "poor"
+        word = "good" if recovered >= _GOOD else "fair" if recovered >= _FAIR else "poor"
         said.append(
             f"{word}: the reconstruction costs {cost.above_clean:.3f} ± {cost.standard_error:.3f} nats a token and "
             f"recovers {recovered:.0%} of what replacing {figures.writes} by its mean costs"

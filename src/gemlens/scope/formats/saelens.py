@@ -16,12 +16,14 @@ Inputs that are normalised by statistics of each token, or of a data set that th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemlens.errors import NotFoundError, WeightsError
+from gemlens.records import DictionaryInfo
 from gemlens.scope.activation import Activation, JumpReLU, TopK
 from gemlens.scope.folder import Folder, read_config
 from gemlens.scope.formats.hooks import site_of_hook
@@ -31,7 +33,7 @@ from gemlens.scope.sae import SAE
 from gemlens.scope.weights import open_safetensors
 from gemlens.sites import Site, parse_hook_point
 
-__all__ = ["read_sae"]
+__all__ = ["build", "read_sae"]
 
 _NAMES = {"encoder": "W_enc", "decoder": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
 _TRANSPOSED = frozenset({"encoder", "skip"})
@@ -44,8 +46,8 @@ _ARCHITECTURES = {
     "jumprelu": _JUMP,
     "transcoder": _RELU,
     "jumprelu_transcoder": _JUMP,
-    "skip_transcoder": Layout("a SAELens", _RELU.names | _SKIP, frozenset(), _TRANSPOSED),
-    "jumprelu_skip_transcoder": Layout("a SAELens", _JUMP.names | _SKIP, frozenset(), _TRANSPOSED),
+    "skip_transcoder": Layout("a SAELens", {**_RELU.names, **_SKIP}, frozenset(), _TRANSPOSED),
+    "jumprelu_skip_transcoder": Layout("a SAELens", {**_JUMP.names, **_SKIP}, frozenset(), _TRANSPOSED),
 }
 
 
@@ -53,12 +55,28 @@ def read_sae(folder: Folder, to: Target) -> SAE:
     """The SAE or transcoder of a folder."""
     weights = folder.need("sae_weights.safetensors")
     path = folder.need("cfg.json")
-    config = _defaults(read_config(path))
-    where = str(path)
+    config = read_config(path)
+    return build(config, str(path), lambda layout: read(open_safetensors(weights), layout, to), folder.info)
+
+
+def build(
+    config: dict[str, Any],
+    where: str,
+    tensors_of: Callable[[Layout], dict[str, Tensor]],
+    info: Callable[[Site, int, str | None], DictionaryInfo],
+) -> SAE:
+    """The SAE or transcoder that a config of SAELens describes.
+
+    Args:
+        where: the config, for messages.
+        tensors_of: the tensors of a layout by our names; they are changed in place.
+        info: how users name it, by site, width and model.
+    """
+    config = _defaults(config)
     layout, activation = _activation(config, where)
     _refuse_what_cannot_be_honoured(config, where)
     reads, writes = _sites(config, where)
-    tensors = read(open_safetensors(weights), layout, to)
+    tensors = tensors_of(layout)
     width, d_in = tensors["encoder"].shape
     for name, size in (("d_in", d_in), ("d_sae", width), ("d_out", len(tensors["b_dec"]))):
         if config.get(name, size) != size:
@@ -80,7 +98,7 @@ def read_sae(folder: Folder, to: Target) -> SAE:
         skip=tensors.get("skip"),
         reads=reads,
         writes=writes,
-        info=folder.info(reads, width, _text(config, "model_name")),
+        info=info(reads, width, _text(config, "model_name")),
         activation=activation,
     )
 

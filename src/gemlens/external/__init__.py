@@ -1,0 +1,1 @@
+"""Optional neighbours, one adapter file each; imported by nobody but ``app`` and users."""
