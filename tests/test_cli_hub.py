@@ -205,3 +205,19 @@ def test_a_cache_that_cannot_be_written_is_told(repos, capsys, elsewhere, tmp_pa
     with FakeHub(repos) as server, connected(server.url, home=tmp_path / "home", timeout=5):
         refused(capsys, elsewhere, words=["cannot write", "HF_HOME"])
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
+
+
+def test_saelens_names_find_the_same_dictionary(hub, capsys):
+    named = ["--sae-release", "gemma-scope-2-270m-it-res", "--sae-id", FOLDER.rpartition("/")[2]]
+    ran = run(capsys, "analyze", *QUICK, *named, "--export", "json")
+    assert ran.code == 0, ran.err
+    assert hub.requests("GET", PARAMS)
+    assert report()["dictionaries"][0]["revision"] == hub[SCOPE].commit
+
+
+@pytest.mark.parametrize(
+    ("release", "words"),
+    [("gemma-scope-2b-pt-ress", ["gemma-scope-2b-pt-res"]), ("gemma-scope-27b-pt-mlp", ["never published"])],
+)
+def test_releases_that_do_not_exist_are_told_from_names_alone(capsys, elsewhere, release, words):
+    refused(capsys, elsewhere, *QUICK, "--sae-release", release, words=words)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -496,3 +497,13 @@ def test_the_environment_is_honoured(tmp_path):
     missing = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "NetworkError: HF_HUB_OFFLINE is set" in missing.stderr
     assert GOOD_TOKEN not in online.stderr + missing.stderr
+
+
+def test_two_that_want_the_same_file_share_one_download(hub):
+    """As two processes do: the second waits for the first's lock, and finds the file in the cache."""
+    hub[MODEL].delay = 0.3
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: fetch(MODEL, "model.safetensors"), range(2))
+    assert first == second
+    assert first.read_bytes() == WEIGHTS
+    assert len(hub.requests("GET", "model.safetensors")) == 1

@@ -97,7 +97,7 @@ ReleaseOption = Annotated[
     str | None,
     typer.Option(
         "--sae-release",
-        help="Hub repository or folder of dictionaries, or 'starter'.  "
+        help="Hub repository, SAELens' release or folder of dictionaries, or 'starter'.  "
         f"[default: {_DEFAULT_RELEASE}; starter with --model-id starter]",
         metavar="RELEASE",
     ),
@@ -196,10 +196,10 @@ def check_sources(model_id: str, release: str, category: str, ids: list[str]) ->
 
     Raises:
         InputError: an empty name, or a path with ``..``.
-        NotFoundError: neither a folder nor ``owner/name``.
+        NotFoundError: neither a folder nor ``owner/name``, nor for dictionaries one of SAELens' releases.
     """
-    _check_place("--model-id", model_id, DEFAULT_MODEL, STARTER_NAME)
-    _check_place("--sae-release", release, _DEFAULT_RELEASE, STARTER_RELEASE)
+    _check_model(model_id)
+    _check_release(release)
     for option, name in [("--sae-category", category), *(("--sae-id", name) for name in ids)]:
         path = PurePosixPath(name)
         if ".." in path.parts or path.is_absolute():
@@ -224,11 +224,28 @@ def check_layer(layer: int | None, name: str, actual: int | None = None) -> None
         )
 
 
-def _check_place(option: str, name: str, example: str, starter: str) -> None:
-    if not name.strip():
-        raise InputError(f"{option} is empty; name a hub repository like {example}, a folder, or {starter}")
-    if name != starter and local_folder(name) is None and not is_repo_id(name):
+def _check_model(name: str) -> None:
+    if not _is_place("--model-id", name, DEFAULT_MODEL):
         raise NotFoundError(
-            f"{option} {name!r} is neither a folder nor a hub repository (owner/name); "
-            f"{nearest(name, [example, starter])}"
+            f"--model-id {name!r} is neither a folder nor a hub repository (owner/name); "
+            f"{nearest(name, [DEFAULT_MODEL, STARTER_NAME])}"
         )
+
+
+def _check_release(name: str) -> None:
+    if not _is_place("--sae-release", name, _DEFAULT_RELEASE):
+        from gemlens.scope.catalog import find
+
+        try:
+            find(release=name)  # SAELens' names; it tells of those never published
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"--sae-release {name!r} is neither a folder nor owner/name on the hub: {error}"
+            ) from error
+
+
+def _is_place(option: str, name: str, example: str) -> bool:
+    """Whether it can be read as it is: a folder, ``owner/name`` or the starter."""
+    if not name.strip():
+        raise InputError(f"{option} is empty; name a hub repository like {example}, a folder, or {STARTER_NAME}")
+    return name in (STARTER_NAME, STARTER_RELEASE) or local_folder(name) is not None or is_repo_id(name)
