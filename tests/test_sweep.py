@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cli_helpers import ROOM, add_dictionary, assert_refused, everything_in, run
 from fake_hub import FakeHub, connected
-from gemlens.errors import InputError, NotFoundError, WeightsError
+from gemlens.errors import InputError, NetworkError, NotFoundError, WeightsError
 from gemlens.records import Sweep
 from gemlens.report.pareto import to_svg
 from gemlens.report.sweep import render, to_json, width_name
@@ -103,6 +103,20 @@ def test_a_hub_and_a_folder_list_the_same(release, hub_home):
     with FakeHub({SCOPE: files_below(release)}) as hub, connected(hub.url, home=hub_home):
         assert listing(SCOPE) == listing(str(release))
         assert hub.bytes_of("") == 0
+
+
+def test_saelens_names_and_hubs_that_cannot_be_reached_are_listed_from_the_catalogue(hub_home):
+    found = at_site(listing("gemma-scope-2-270m-it-res"), "resid_post", layer=12)
+    assert Listed("resid_post/layer_12_width_16k_l0_small", "resid_post", 12, 16384, "small") in found
+    assert {each.width for each in found} == {16384, 65536, 262144, 1048576}
+    ones = listing("gemma-scope-2b-pt-res-canonical")
+    assert {each.site for each in ones if each.path.startswith("layer_20/")} == {"resid_post"}
+    assert len({each.path for each in ones}) == len(ones)
+    with FakeHub({}) as hub, connected(hub.url, home=hub_home, offline=True):
+        offline = listing(SCOPE)
+        assert set(found) <= set(offline)
+        with pytest.raises(NetworkError):
+            listing("somebody/elses")
 
 
 def test_releases_without_dictionaries_are_refused(tmp_path):

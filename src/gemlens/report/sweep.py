@@ -55,7 +55,7 @@ def render(sweep: Sweep, console: Console) -> None:
     console.print(table)
     notes = (
         f"recovered: of the {first.mean_ablated.above_clean:.3f} nats that replacing {first.writes} by its mean costs",
-        "* on the Pareto front: no other here has both fewer active features and a lower cost:",
+        "* on the Pareto front: none here has both fewer active features and a lower cost",
     )
     for note in notes:
         console.print(Text(note, style="dim"))

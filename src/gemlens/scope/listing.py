@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemlens import hub
-from gemlens.errors import GemlensError, InputError, NotFoundError, nearest
+from gemlens.errors import GemlensError, InputError, NetworkError, NotFoundError, nearest
 from gemlens.paths import local_folder
+from gemlens.scope import catalog
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
 from gemlens.sites import parse_hook_point
 
@@ -67,7 +68,9 @@ class Listed:
 
 
 def listing(release: str, *, revision: str | None = None) -> list[Listed]:
-    """Return every dictionary over one layer in a hub repository (which is asked), a folder, or ``starter``.
+    """Return every dictionary over one layer in a folder, ``starter``, a hub repository or a release of SAELens.
+
+    A hub repository is asked; where it cannot be reached, the catalogue says what it held when gemlens was made.
 
     Raises:
         NotFoundError: no such release, or one without dictionaries.
@@ -78,10 +81,19 @@ def listing(release: str, *, revision: str | None = None) -> list[Listed]:
         files = sorted(path for path in root.rglob("params.*") if path.name in _PARAMS)
         found = [_named(release, path.parent.relative_to(root).as_posix(), _config(path.parent)) for path in files]
     elif hub.is_repo_id(release):
-        names = [PurePosixPath(name) for name in hub.list_files(release, revision=revision)]
-        found = [_named(release, str(name.parent), {}) for name in names if name.name in _PARAMS]
+        try:
+            names = [PurePosixPath(name) for name in hub.list_files(release, revision=revision)]
+            found = [_named(release, str(name.parent), {}) for name in names if name.name in _PARAMS]
+        except NetworkError:
+            if not (found := _catalogued(release)):
+                raise
     else:
-        raise NotFoundError(f"{release!r} is neither a folder nor a hub repository (owner/name)")
+        found = _catalogued(release)
+        if not found:
+            raise NotFoundError(
+                f"{release!r} is neither a folder nor a hub repository (owner/name), and no release of the catalogue; "
+                f"{nearest(release, {entry.release for entry in catalog.entries()})}"
+            )
     if not found:
         raise NotFoundError(f"{release} holds no dictionary: no file is called {' or '.join(sorted(_PARAMS))}")
     return sorted(found, key=lambda each: each.order)
@@ -115,6 +127,16 @@ def at_site(
         there = ", ".join(map(str, layers)) or "none that its name tells"
         raise NotFoundError(f"no dictionary of {site} is of layer {layer}; there are layers {there}")
     return chosen
+
+
+def _catalogued(release: str) -> list[Listed]:
+    """What the catalogue knows of a hub repository or of a release under SAELens' name, each path once."""
+    of_release = [entry for entry in catalog.entries() if release in (entry.release, entry.repo)]
+    paths = {entry.path: entry for entry in of_release if entry.layer is not None}
+    return [
+        Listed(path, entry.site, entry.layer, entry.width, _named(release, path, {}).l0)
+        for path, entry in paths.items()
+    ]
 
 
 def _named(release: str, path: str, config: dict[str, Any]) -> Listed:
