@@ -78,10 +78,10 @@ def test_jsonl_has_a_row_a_token(out, report):
 def test_features_are_those_of_the_residuals_the_model_used(report):
     """A plain forward over the final text, a plain hook, the published formula: the same features."""
     import torch
+    from safetensors.torch import load_file
 
     from gemlens import load_model
     from gemlens.scope.starter import starter_root
-    from gemlens.scope.weights import read_safetensors
 
     model = load_model("starter")
     ids = torch.tensor([[token["token_id"] for token in report["tokens"]]])
@@ -92,8 +92,7 @@ def test_features_are_those_of_the_residuals_the_model_used(report):
         model.module(ids)
     handle.remove()
     folder = starter_root() / "resid_post/layer_12_width_4k_l0_medium"
-    names = {"w_enc", "b_enc", "threshold"}
-    w = {name: tensor.float() for name, tensor in read_safetensors(folder / "params.safetensors", names).items()}
+    w = {name: tensor.float() for name, tensor in load_file(folder / "params.safetensors").items()}
     pre = kept[0][0] @ w["w_enc"] + w["b_enc"]
     acts = torch.relu(pre) * (pre > w["threshold"])
     for position, token in enumerate(report["tokens"][1:], 1):

@@ -178,8 +178,8 @@ def _in_folder(release: str, root: Path, paths: list[str], *, over_layers: bool)
         inside = "" if there == ["."] else there[0]
         return _the_one(release, root, path or inside, inside, _formats_of(root, inside), over_layers=over_layers)
     if not path and there:
-        raise NotFoundError(f"{root.name} holds several dictionaries; name one: {_listed(there)}")
-    raise NotFoundError(f"{root.name} holds no dictionary {path!r}; {nearest(path, there)}")
+        raise NotFoundError(f"{release} holds several dictionaries; name one: {_listed(there)}")
+    raise NotFoundError(f"{release} holds no dictionary {path!r}; {nearest(path, there)}")
 
 
 def _formats_of(root: Path, path: str) -> list[Format]:
