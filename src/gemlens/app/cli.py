@@ -1,4 +1,4 @@
-"""The command line: ``gemlens analyze`` and ``gemlens fidelity``.
+"""The command line: ``gemlens analyze``, ``gemlens catalog`` and ``gemlens fidelity``.
 
 Every mistake of the user's ends in one line on standard error and exit code 2. Options are checked before torch is
 imported, which takes seconds.
