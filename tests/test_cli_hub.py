@@ -8,6 +8,8 @@ import pytest
 
 from cli_helpers import REPORT, ROOM, add_dictionary, assert_refused, everything_in, report, run
 from fake_hub import GOOD_TOKEN, FakeHub, connected
+from gemlens.scope.catalog import resolve
+from layouts import D, random_weights, write_gemma_scope_1
 from tiny import files_below, tiny_model_folder
 
 MODEL, BASE, SCOPE = "google/gemma-3-270m-it", "google/gemma-3-270m", "google/gemma-scope-2-270m-it"
@@ -213,6 +215,34 @@ def test_saelens_names_find_the_same_dictionary(hub, capsys):
     assert ran.code == 0, ran.err
     assert hub.requests("GET", PARAMS)
     assert report()["dictionaries"][0]["revision"] == hub[SCOPE].commit
+
+
+@pytest.mark.parametrize(
+    ("release", "sae_id", "site", "source"),
+    [
+        ("gemma-scope-2b-pt-res-canonical", "layer_5/width_16k/canonical", "resid_post.5", "5-gemmascope-res-16k"),
+        (
+            "gemma-scope-2b-pt-transcoders",
+            "layer_3/width_16k/average_l0_54",
+            "mlp_in_normalized.3",
+            "3-gemmascope-transcoder-16k",
+        ),
+    ],
+)
+def test_gemma_scope_1_on_a_gemma_2_by_saelens_names(tmp_path, capsys, elsewhere, release, sae_id, site, source):
+    entry = resolve(release, sae_id)
+    model = files_below(tiny_model_folder(tmp_path / "model", kind="gemma2", hidden=D, **ROOM))
+    write_gemma_scope_1(tmp_path / "scope" / entry.path, random_weights())
+    repos = {"google/gemma-2-2b": model, entry.repo: files_below(tmp_path / "scope")}
+    named = ["--model-id", "google/gemma-2-2b", "--sae-release", release, "--sae-id", sae_id]
+    with FakeHub(repos) as server, connected(server.url, home=tmp_path / "home", timeout=5):
+        ran = run(capsys, "analyze", *QUICK, *named, "--export", "json")
+    assert ran.code == 0, ran.err
+    record = report()
+    assert record["warnings"] == []
+    about = record["dictionaries"][0]
+    assert (about["site"], about["neuronpedia"]) == (site, f"gemma-2-2b/{source}")
+    assert any(token["features"] for token in record["tokens"])
 
 
 @pytest.mark.parametrize(

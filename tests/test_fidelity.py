@@ -1,6 +1,7 @@
 """Fidelity: known dictionaries have known figures; every formula again, written out with plain torch."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gemlens.errors import InputError, MismatchError
 from gemlens.sites import Site, parse_site
 from gemlens.study.activity import activity
 from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.study.verdict import verdict
 from tiny import random_sae, sae_of, tiny_gemma
 
 # Written for this test: ordinary prose, some of it repeated, about 20 rows of 128 tiny tokens.
@@ -170,6 +172,17 @@ def test_a_wrong_site_is_said_in_words(model, tokens):
     result = fidelity(model, sae, [TEXT * 6])
     assert result.variance_explained < 0
     assert result.verdict[0].startswith("WRONG SITE OR SCALE")
+
+
+def test_a_reconstruction_worse_than_the_mean_is_said_so(model):
+    """Not as a negative share recovered."""
+    good = fidelity(model, identity(16, "resid_post.3"), [TEXT * 6])
+    costs = {"spliced": 3.0, "mean_ablated": 2.0, "zeroed": 9.0}
+    edited = {name: replace(getattr(good, name), above_clean=nats) for name, nats in costs.items()}
+    sentence = verdict(replace(good, **edited)).verdict[0]
+    assert sentence.startswith("poor: ")
+    assert "more than replacing resid_post.3 by its mean does (2.000)" in sentence
+    assert "%" not in sentence
 
 
 def test_hooks_are_gone_and_progress_is_whole(model, tokens):

@@ -77,9 +77,13 @@ def _quality(figures: Fidelity) -> list[str]:
     recovered = figures.ce_recovered_mean
     if figures.variance_explained >= 0:
         word = "good" if recovered >= _GOOD else "fair" if recovered >= _FAIR else "poor"
+        held = (
+            f"and recovers {recovered:.0%} of what replacing {figures.writes} by its mean costs"
+            if recovered >= 0
+            else f"more than replacing {figures.writes} by its mean does ({figures.mean_ablated.above_clean:.3f})"
+        )
         said.append(
-            f"{word}: the reconstruction costs {cost.above_clean:.3f} ± {cost.standard_error:.3f} nats a token and "
-            f"recovers {recovered:.0%} of what replacing {figures.writes} by its mean costs"
+            f"{word}: the reconstruction costs {cost.above_clean:.3f} ± {cost.standard_error:.3f} nats a token {held}"
         )
     # On less text rare features had no chance.
     if figures.silent > 0.1 and figures.tokens_measured > 10_000:
