@@ -27,17 +27,23 @@ class Activation(Protocol):
     def thin(self, features: Features) -> Features:
         """What fires, of all that ``mask`` let through."""
 
+    def least(self, threshold: Tensor) -> Tensor | None:
+        """[features], what a pre-activation must exceed to fire, whatever the others are; None if that is not all."""
+
 
 @dataclass(frozen=True)
 class JumpReLU:
     """Rajamanoharan et al. 2024 (arXiv:2407.14435)."""
 
     def mask(self, pre: Tensor, threshold: Tensor) -> Tensor:
-        # relu(pre) * (pre > threshold) is positive exactly where pre exceeds both.
-        return pre > threshold.clamp(min=0)
+        return pre > self.least(threshold)
 
     def thin(self, features: Features) -> Features:
         return features
+
+    def least(self, threshold: Tensor) -> Tensor:
+        # relu(pre) * (pre > threshold) is positive exactly where pre exceeds both.
+        return threshold.clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,6 @@ class TopK:
         indptr = torch.zeros_like(features.indptr)
         indptr[1:] = features.l0.clamp(max=self.k).cumsum(0)
         return Features(indptr, features.ids[kept], features.values[kept], features.width)
+
+    def least(self, threshold: Tensor) -> None:  # noqa: ARG002
+        return None

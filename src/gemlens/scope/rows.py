@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from gemlens.scope.screen import Screen, screens_on
+
 __all__ = ["DenseRows", "Rows"]
 
 
@@ -33,19 +35,34 @@ class Rows(nn.Module):
     def nbytes(self) -> int:
         """Bytes held in memory."""
 
+    def screen(self, tokens: int) -> Screen | None:  # noqa: ARG002
+        """What bounds the products with so many tokens, where that is quicker than computing them."""
+        return None
+
 
 class DenseRows(Rows):
-    """The whole matrix in memory."""
+    """The whole matrix in memory; on a CPU that multiplies bfloat16, a screen beside it once that pays.
+
+    ``screening = False`` does without. The screen takes half the bytes of a float32 matrix, counted in ``nbytes``.
+    """
 
     # 16,384 features x 512 tokens of float32 pre-activations are 32 MB: large enough for the GEMM, small enough
     # to leave a 262k-wide dictionary room.
     BLOCK = 16384
+    # Building a screen takes as long as it saves over so many tokens: a short prompt does without.
+    SCREEN_FROM = 512
+    # Below, the product only reads the matrix, and the rows that pass are read again.
+    SCREEN_TOGETHER = 4
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.width, self.d = weight.shape
         self.register_buffer("weight", weight)
         self.weight: Tensor
+        self.screening = True
+        self._screen: Screen | None = None
+        self._screened: tuple[int, int] | None = None
+        self._tokens_seen = 0
 
     def rows(self, ids: Tensor) -> Tensor:
         return self.weight[ids]
@@ -56,4 +73,24 @@ class DenseRows(Rows):
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes
+        return self.weight.nbytes + self.screen_nbytes
+
+    @property
+    def screen_nbytes(self) -> int:
+        return self._screen.nbytes if self._screen else 0
+
+    def screen(self, tokens: int) -> Screen | None:
+        if not self.screening or not screens_on(self.weight):
+            self._screen = None
+            return None
+        if self._screened != (now := _state(self.weight)):
+            self._screen, self._screened, self._tokens_seen = None, now, 0
+        self._tokens_seen += tokens
+        if self._screen is None and self._tokens_seen >= self.SCREEN_FROM:
+            self._screen = Screen(self.weight)
+        return self._screen if tokens >= self.SCREEN_TOGETHER else None
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Differs once a tensor was written to or put elsewhere."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from gemlens.scope.activation import Activation
 from gemlens.scope.features import Features
 from gemlens.scope.rows import Rows
+from gemlens.scope.screen import Screen, products
 
 __all__ = ["encode", "weighted_sum"]
 
@@ -17,18 +18,32 @@ _TOGETHER = 1024
 
 
 def encode(x: Tensor, encoder: Rows, b_enc: Tensor, threshold: Tensor, activation: Activation) -> Features:
-    """Sparse ``activation(x @ encoder.T + b_enc)`` of [n, d_in], in the dtype of ``b_enc``."""
-    parts = [_encode(part.to(b_enc), encoder, b_enc, threshold, activation) for part in x.split(_TOGETHER)]
+    """Sparse ``activation(x @ encoder.T + b_enc)`` of [n, d_in], in the dtype of ``b_enc``.
+
+    Where the rows have a screen, only what passes it is computed; the features are the same.
+    """
+    screen = encoder.screen(len(x)) if activation.least(threshold) is not None else None
+    parts = [_encode(part.to(b_enc), encoder, b_enc, threshold, activation, screen) for part in x.split(_TOGETHER)]
     return Features.concatenate(parts)
 
 
-def _encode(x: Tensor, encoder: Rows, b_enc: Tensor, threshold: Tensor, activation: Activation) -> Features:
+def _encode(
+    x: Tensor, encoder: Rows, b_enc: Tensor, threshold: Tensor, activation: Activation, screen: Screen | None
+) -> Features:
+    rounded = screen.tokens(x) if screen is not None else None
     found = []
     for start, block in encoder.blocks():
-        stop = start + len(block)
-        pre = torch.addmm(b_enc[start:stop], x, block.T)
-        token, feature = activation.mask(pre, threshold[start:stop]).nonzero(as_tuple=True)
-        found.append((token, feature + start, pre[token, feature]))
+        of_block = slice(start, start + len(block))
+        bias, least = b_enc[of_block], activation.least(threshold[of_block])
+        if screen is not None and rounded is not None and least is not None:
+            token, feature = screen.passing(rounded, start, bias, least)
+            pre = products(x, block, token, feature) + bias[feature]
+            fires = pre > least[feature]
+            found.append((token[fires], feature[fires] + start, pre[fires]))
+        else:
+            pre = torch.addmm(bias, x, block.T)
+            token, feature = activation.mask(pre, threshold[of_block]).nonzero(as_tuple=True)
+            found.append((token, feature + start, pre[token, feature]))
     tokens, ids, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     if len(found) > 1:
         order = tokens.argsort(stable=True)

@@ -13,7 +13,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -31,6 +31,8 @@ __all__ = ["StoredTensor", "TensorFile", "check_shapes", "open_npz", "open_safet
 _PART = 1 << 14
 """Numbers that are read at a time: what torch still computes on one thread, and a cache holds. Threads that wait for
 each other after every part make loading ten times slower on a machine that is busy."""
+_LINE = 32
+"""Rows of a matrix that are turned into columns at a time: of less than a cache line, most of it would be wasted."""
 _SAFETENSORS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _NPY = {np.dtype("<f4"): torch.float32, np.dtype("<f2"): torch.float16, np.dtype("<f8"): torch.float64}
 # What zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -71,8 +73,10 @@ class TensorFile:
             present = ", ".join(sorted(name[:40] for name in self.tensors)[:20]) or "nothing"
             raise WeightsError(f"{self.path} lacks {', '.join(sorted(missing))}; it holds {present}")
 
-    def read(self, name: str, dtype: torch.dtype, *, first: int = 0) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, *, first: int = 0, transposed: bool = False) -> Tensor:
         """One tensor in ``dtype``; ``tensor[:, first:]`` without reading the rest into memory.
+
+        ``transposed``: of a matrix ``tensor.T``, each of its rows in one piece of memory.
 
         Raises:
             WeightsError: truncated or damaged, or values that are not finite real numbers.
@@ -82,9 +86,12 @@ class TensorFile:
             raise WeightsError(
                 f"{self.path}: {name} holds {stored.dtype[:40]}, no real numbers gemlens knows; download it again"
             )
+        turn = transposed and not stored.columns_first
         shape = stored.shape[::-1] if stored.columns_first else stored.shape
         try:
             with stored.open() as file:
+                if turn:
+                    return _read_turned(file, shape, stored.dtype, dtype)
                 tensor = _read(file, shape, stored.dtype, dtype, 0 if stored.columns_first else first)
         except _NotFiniteError:
             kind = str(dtype).removeprefix("torch.")
@@ -93,7 +100,9 @@ class TensorFile:
             ) from None
         except _BROKEN_OFF as error:
             raise _damaged(self.path, error) from error
-        return tensor.permute(*range(tensor.ndim)[::-1])[:, first:] if stored.columns_first else tensor
+        if transposed or not stored.columns_first:
+            return tensor
+        return tensor.permute(*range(tensor.ndim)[::-1])[:, first:]
 
 
 class _NotFiniteError(Exception):
@@ -188,17 +197,35 @@ def _read(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, dtype: t
     rows, row = (shape[0], shape[1:]) if first else (prod(shape), ())
     out = torch.empty((rows, row[0] - first, *row[1:]) if first else (rows,), dtype=dtype)
     together = max(1, _PART // max(1, prod(row)))
-    buffer = torch.empty((min(rows, together), *row), dtype=stored)
-    for start in range(0, rows, together):
-        part = buffer[: min(together, rows - start)]
+    for start, part in _parts(file, (rows, *row), stored, together):
+        _put(out[start : start + len(part)], part[:, first:] if first else part)
+    return out if first else out.reshape(shape)
+
+
+def _read_turned(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """A matrix of ``stored`` numbers as [columns, rows] in ``dtype``, to the end of the member."""
+    rows, columns = shape
+    out = torch.empty((columns, rows), dtype=dtype)
+    for start, part in _parts(file, shape, stored, _LINE):
+        _put(out[:, start : start + len(part)], part.T)
+    return out
+
+
+def _parts(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, together: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, some rows) to the end of the member; each is gone when the next is asked for."""
+    buffer = torch.empty((min(shape[0], together), *shape[1:]), dtype=stored)
+    for start in range(0, shape[0], together):
+        part = buffer[: min(together, shape[0] - start)]
         _fill(file, part.reshape(-1).view(torch.uint8).numpy().data)
-        target = out[start : start + len(part)]
-        target.copy_(part[:, first:] if first else part)
-        if not target.isfinite().all():
-            raise _NotFiniteError
+        yield start, part
     if isinstance(file, zipfile.ZipExtFile):
         file.read(1)  # at the end of a member, its checksum is compared
-    return out if first else out.reshape(shape)
+
+
+def _put(target: Tensor, part: Tensor) -> None:
+    target.copy_(part)
+    if not target.isfinite().all():
+        raise _NotFiniteError
 
 
 def _fill(file: IO[bytes], view: memoryview) -> None:

@@ -85,8 +85,9 @@ def read(
     tensors = {}
     for ours, name in theirs.items():
         if name in file.tensors:
-            tensor = file.read(name, to.dtype, first=first if ours == "decoder" else 0).to(to.device)
-            tensors[ours] = tensor.T if ours in layout.transposed else tensor
+            kept = first if ours == "decoder" else 0
+            tensor = file.read(name, to.dtype, first=kept, transposed=ours in layout.transposed)
+            tensors[ours] = tensor.to(to.device)
     return tensors
 
 
