@@ -71,9 +71,10 @@ def test_what_follows_a_text_changes_nothing_at_any_site(kind):
 
 
 def test_no_padding_is_returned_or_checked(model):
-    site = parse_site("resid_post.0")
+    site = parse_site("mlp_out.0")
     spoilt = tiny_gemma()
-    spoilt.blocks[0].register_forward_hook(lambda _module, _args, out: out.masked_fill(padding[..., None], math.nan))
+    norm = spoilt.blocks[0].post_feedforward_layernorm
+    norm.register_forward_hook(lambda _module, _args, out: out.masked_fill(padding[..., None], math.nan))
     texts = [some_tokens(n)[0] for n in (2, 5)]
     padding = torch.tensor([[False] * 2 + [True] * 3, [False] * 5])
     found = ragged_activations(spoilt, texts, [site])[site]
