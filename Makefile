@@ -32,7 +32,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_face.py
 
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
+	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
 # The peers' pins and ours conflict: their environment sees our sources, not our installation.
 bench: $(PEERS)/.installed

@@ -84,7 +84,7 @@ def test_ctrl_c_ends_with_130_and_nothing_written(world, capsys, elsewhere, monk
     def stopped(*_args, **_settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gemlens.study.analyze.activations", stopped)
+    monkeypatch.setattr("gemlens.study.analyze.ragged_activations", stopped)
     ran = run(capsys, *world.arguments("--export", "json"))
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "error: interrupted")
     assert everything_in(elsewhere) == []
@@ -95,10 +95,10 @@ def test_a_real_interrupt_ends_a_real_process(world, elsewhere):
     code = (
         "import signal, time, gemlens.study.analyze as study\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
-        "def activations(*_):\n"
+        "def reading(*_):\n"
         "    print('reading', flush=True)\n"
         "    while True: time.sleep(0.05)\n"  # one long sleep could begin just after the signal was noted
-        "study.activations = activations\n"
+        "study.ragged_activations = reading\n"
         "from gemlens.app.cli import main; main()"
     )
     arguments = [sys.executable, "-c", code, *world.arguments("--export", "html")]
@@ -122,7 +122,7 @@ def test_too_little_memory_is_told_in_one_line(world, capsys, monkeypatch, error
     def too_much(*_args, **_settings):
         raise error
 
-    monkeypatch.setattr("gemlens.study.analyze.activations", too_much)
+    monkeypatch.setattr("gemlens.study.analyze.ragged_activations", too_much)
     assert_refused(run(capsys, *world.arguments()), "out of memory", "shorten the prompt")
 
 
@@ -130,7 +130,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(world, capsys, monkeypat
     def faulty(*_args, **_settings):
         raise AssertionError("ours")
 
-    monkeypatch.setattr("gemlens.study.analyze.activations", faulty)
+    monkeypatch.setattr("gemlens.study.analyze.ragged_activations", faulty)
     with pytest.raises(AssertionError, match="ours"):
         run(capsys, *world.arguments())
 

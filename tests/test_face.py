@@ -217,4 +217,4 @@ def test_the_checks_above_see_imports_at_all():
     assert ("study.analyze", "scope.sae", True) in found
     assert ("app.analyze", "study.analyze", False) in found
     assert ("app.analyze", "records", False) in found
-    assert ("study.analyze", "", True) in found
+    assert ("study.analysis", "", True) in found

@@ -73,3 +73,16 @@ def test_concatenating_is_stacking(cuts, seed):
     assert torch.equal(whole.ids, expected.ids)
     assert torch.equal(whole.values, expected.values)
     assert whole.width == WIDTH
+
+
+@pytest.mark.parametrize("cuts", [[7], [0, 7], [3, 4], [1, 0, 0, 6], [2, 2, 3, 0]], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_splitting_gives_back_what_was_stacked(cuts, seed):
+    dense = random_dense(seed)
+    whole = sparse(dense)
+    for part, expected in zip(whole.split(cuts), dense.split(cuts), strict=True):
+        assert torch.equal(part.dense(), expected)
+        assert part.indptr[0] == 0
+        assert part.width == WIDTH
+        if len(part.ids):
+            assert part.ids.untyped_storage().nbytes() == part.ids.nbytes  # nothing of the whole is kept

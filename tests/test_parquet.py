@@ -181,7 +181,7 @@ def test_a_name_taken_by_a_folder_is_refused_before_loading(world, capsys, elsew
 def test_an_interrupt_between_prompts_leaves_no_part_of_the_file(world, capsys, elsewhere, monkeypatch):
     import gemlens.study.analyze as study
 
-    real, calls = study.activations, []
+    real, calls = study.ragged_activations, []
 
     def second_time_interrupted(*arguments):
         calls.append(1)
@@ -189,7 +189,8 @@ def test_an_interrupt_between_prompts_leaves_no_part_of_the_file(world, capsys, 
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(study, "activations", second_time_interrupted)
+    monkeypatch.setattr(study, "_BATCH", 1)
+    monkeypatch.setattr(study, "ragged_activations", second_time_interrupted)
     Path("p.txt").write_text("the cat\nand the dog\n")
     ran = run(capsys, *world.arguments("--prompts", "p.txt", "--export", "parquet"))
     assert (ran.code, ran.err.strip()) == (130, "error: interrupted")

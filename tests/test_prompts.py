@@ -212,11 +212,34 @@ def test_many_prompts_make_one_jsonl_and_a_report_each(world, capsys, three):
     assert {row["prompt_index"] for row in rows} == {0, 1, 2}
 
 
-def test_a_prompt_read_among_others_reads_as_alone(world, capsys, three):
-    assert run(capsys, *many(world, "--max-new-tokens", 5, "--export", "json")).code == 0
+@pytest.mark.parametrize("new", [0, 5])
+def test_a_prompt_read_among_others_reads_as_alone(world, capsys, three, new):
+    assert run(capsys, *many(world, "--max-new-tokens", new, "--export", "json")).code == 0
     among = json.loads(Path("outputs", "reports", "3.json").read_text("utf-8"))
-    assert run(capsys, *world.arguments("--max-new-tokens", 5, "--prompt", three[2], "--export", "json")).code == 0
-    assert among["tokens"] == report()["tokens"]
+    assert run(capsys, *world.arguments("--max-new-tokens", new, "--prompt", three[2], "--export", "json")).code == 0
+    alone = report()
+    if not new:  # read in a batch, in which sums round otherwise
+        for record in (among, alone):
+            for feature in (feature for token in record["tokens"] for feature in token["features"]):
+                feature["activation"] = pytest.approx(feature["activation"], rel=1e-4)
+    assert among["tokens"] == alone["tokens"]
+
+
+@pytest.mark.parametrize(("new", "passes"), [(0, 1), (1, 3)])
+def test_prompts_are_read_together_but_answered_one_at_a_time(world, capsys, three, monkeypatch, new, passes):
+    import gemlens.study.analyze as study
+
+    seen = []
+    for name in ("ragged_activations", "generate"):
+        real = getattr(study, name)
+
+        def counted(*arguments, real=real, **settings):
+            seen.append(1)
+            return real(*arguments, **settings)
+
+        monkeypatch.setattr(study, name, counted)
+    ran = run(capsys, *many(world, "--max-new-tokens", new, "--export", "jsonl"))
+    assert (ran.code, len(seen)) == (0, passes)
 
 
 def test_without_exports_each_prompt_has_its_title_and_table(world, capsys, three):
@@ -245,7 +268,7 @@ def test_one_prompt_that_is_too_long_is_named_before_the_first_is_read(world, ca
 def test_an_interrupt_between_prompts_leaves_whole_reports_only(world, capsys, three, monkeypatch):
     import gemlens.study.analyze as study
 
-    real, calls = study.activations, []
+    real, calls = study.ragged_activations, []
 
     def third_time_interrupted(*arguments):
         calls.append(1)
@@ -253,7 +276,8 @@ def test_an_interrupt_between_prompts_leaves_whole_reports_only(world, capsys, t
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(study, "activations", third_time_interrupted)
+    monkeypatch.setattr(study, "_BATCH", 1)
+    monkeypatch.setattr(study, "ragged_activations", third_time_interrupted)
     ran = run(capsys, *many(world, "--export", "json", "--export", "jsonl"))
     assert ran.code == 130
     assert everything_in(Path("outputs")) == ["reports", "reports/1.json", "reports/2.json"]

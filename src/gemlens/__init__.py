@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gemlens.scope.sae import SAE
     from gemlens.scope.save import save_sae
     from gemlens.sites import Site, parse_site
-    from gemlens.study.analyze import analyze
+    from gemlens.study.analyze import analyze, analyze_many
     from gemlens.study.fidelity import fidelity
     from gemlens.train.fit import FitConfig, fit
 
@@ -63,6 +63,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "analyze",
+    "analyze_many",
     "fidelity",
     "fit",
     "load_clt",
@@ -100,7 +101,7 @@ _HOME = {
     "scope.sae": ["SAE"],
     "scope.save": ["save_sae"],
     "sites": ["Site", "parse_site"],
-    "study.analyze": ["analyze"],
+    "study.analyze": ["analyze", "analyze_many"],
     "study.fidelity": ["fidelity"],
     "train.fit": ["FitConfig", "fit"],
 }

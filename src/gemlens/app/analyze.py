@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,6 @@ def _many(
     warnings: list[str],
 ) -> None:
     """One JSONL and one Parquet for all prompts, a report each in ``reports/``; tables where nothing is exported."""
-    from rich.progress import track
-
     from gemlens.report.files import REPORT, export, write
     from gemlens.report.json import to_jsonl
     from gemlens.report.parquet import parquet_file
@@ -166,12 +165,10 @@ def _many(
         tell(console, f"warning: {warning}")
     rows: list[str] = []
     digits = len(str(len(prompts)))
-    # Where nothing can move, rich would leave an empty line.
-    shown = track(prompts, "Reading prompts", console=console, transient=True) if console.is_terminal else prompts
     with ExitStack() as stack:
+        advance = stack.enter_context(_progress(console, len(prompts)))
         add = stack.enter_context(parquet_file(out_dir / f"{REPORT}.parquet")) if "parquet" in kinds else None
-        for index, prompt in enumerate(shown):
-            analysis = _study(model, dictionaries, prompt, settings)
+        for index, analysis in enumerate(_studies(model, dictionaries, prompts, settings, advance)):
             for kind in kinds:
                 if kind not in _FOR_ALL:
                     export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
@@ -179,6 +176,7 @@ def _many(
                 rows.append(to_jsonl(analysis, prompt_index=index))
             if add is not None:
                 add(analysis, index)
+            advance(1)
     if rows:
         write("".join(rows), out_dir / f"{REPORT}.jsonl")
     for name in [name for name in _FOR_ALL if name in kinds]:
@@ -193,10 +191,24 @@ def _tables(model: Model, dictionaries: list[SAE], prompts: list[Prompt], settin
     from gemlens.report.table import plain, render
 
     with results() as console:
-        for index, prompt in enumerate(prompts, 1):
+        analyses = _studies(model, dictionaries, prompts, settings)
+        for index, (prompt, analysis) in enumerate(zip(prompts, analyses, strict=True), 1):
             title = f"Prompt {index} of {len(prompts)}: {plain(prompt.text, console)}"
             console.print(Text("\n" * (index > 1) + title, style="bold"), no_wrap=True, overflow="ellipsis")
-            render(_study(model, dictionaries, prompt, settings), console)
+            render(analysis, console)
+
+
+@contextmanager
+def _progress(console: Console, prompts: int) -> Iterator[Callable[[int], None]]:
+    """A bar to move by two steps a prompt, read and written: prompts are read ahead."""
+    from rich.progress import Progress
+
+    if not console.is_terminal:  # where nothing can move, rich would leave an empty line
+        yield lambda _steps: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("Reading prompts", total=2 * prompts)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def _check_lengths(model: Model, prompts: list[Prompt], settings: dict[str, Any]) -> None:
@@ -209,6 +221,26 @@ def _check_lengths(model: Model, prompts: list[Prompt], settings: dict[str, Any]
             encode_prompt(model, text, room=settings["max_new_tokens"])
         except InputError as error:
             raise InputError(f"{prompt.where}: {error}") from error
+
+
+def _studies(
+    model: Model,
+    dictionaries: list[SAE],
+    prompts: list[Prompt],
+    settings: dict[str, Any],
+    report: Callable[[int], None] = lambda _read: None,
+) -> Iterator[Analysis]:
+    """In batches, but with generation one at a time: an answer must not depend on what else stands in the file."""
+    if settings["max_new_tokens"]:
+        for prompt in prompts:
+            yield _study(model, dictionaries, prompt, settings)
+            report(1)
+        return
+    from gemlens.study.analyze import analyze_many
+
+    pairs = ((prompt.text, prompt.system) for prompt in prompts)
+    options = {name: settings[name] for name in ("chat", "top_k")}
+    yield from analyze_many(model, dictionaries, pairs, **options, report=report)
 
 
 def _study(model: Model, dictionaries: list[SAE], prompt: Prompt, settings: dict[str, Any]) -> Analysis:

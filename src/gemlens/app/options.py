@@ -80,7 +80,8 @@ PromptsOption = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="Many prompts: a .txt file with one a line, or a .jsonl file with 'prompt' and optional 'system'.",
+        help="Many prompts: a .txt file with one a line, or a .jsonl file with 'prompt' and optional 'system'. "
+        "Read together with --max-new-tokens 0, else one at a time.",
         metavar="FILE",
     ),
 ]

@@ -31,7 +31,8 @@ def encode_prompt(model: Model, text: str, *, room: int = 0) -> Tensor:
         raise InputError(
             f"the prompt has {len(ids)} tokens{new}, the context of {model.name} holds {model.context}; shorten it"
         )
-    if beyond := [token for token in ids if token >= model.config.vocab_size]:
+    known = model.config.vocab_size
+    if beyond := [token for token in ids if token >= known]:
         raise InputError(
             f"the prompt holds {pieces(model, beyond)[0]!r}, for which {model.name} has no embedding; leave it out"
         )

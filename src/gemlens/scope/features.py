@@ -6,7 +6,7 @@ token ``t`` owns ``ids[indptr[t]:indptr[t + 1]]``, ascending, and ``values`` ali
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,19 @@ class Features:
         out = self.values.new_zeros(len(self), self.width)
         out[self.tokens, self.ids] = self.values
         return out
+
+    def split(self, lengths: Sequence[int]) -> list[Features]:
+        """Cut into runs of so many tokens each, which must add up; the inverse of ``concatenate``.
+
+        Copies, so that a part does not keep the whole in memory.
+        """
+        starts = self.indptr[torch.tensor([0, *lengths]).cumsum(0)].tolist()
+        return [
+            Features(
+                torch.cat([l0.new_zeros(1), l0.cumsum(0)]), self.ids[a:b].clone(), self.values[a:b].clone(), self.width
+            )
+            for l0, a, b in zip(self.l0.split(list(lengths)), starts, starts[1:], strict=False)
+        ]
 
     @staticmethod
     def concatenate(parts: list[Features]) -> Features:
