@@ -206,8 +206,10 @@ def _read_turned(file: IO[bytes], shape: tuple[int, ...], stored: torch.dtype, d
     """A matrix of ``stored`` numbers as [columns, rows] in ``dtype``, to the end of the member."""
     rows, columns = shape
     out = torch.empty((columns, rows), dtype=dtype)
+    wide = _PART // _LINE
     for start, part in _parts(file, shape, stored, _LINE):
-        _put(out[:, start : start + len(part)], part.T)
+        for block, piece in zip(out.split(wide), part.T.split(wide), strict=True):
+            _put(block[:, start : start + len(part)], piece)
     return out
 
 
