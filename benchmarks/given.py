@@ -36,7 +36,8 @@ def random_dictionary(d: int, width: int, seed: int) -> SAE:
     w_enc = torch.randn(d, width, generator=generator).div_(d**0.5)
     return SAE(
         DenseRows(w_enc.T),
-        DenseRows(torch.randn(width, d, generator=generator).div_(d**0.5)),
+        # As training starts; and drawing as many numbers again takes seconds of every process.
+        DenseRows(w_enc.T.contiguous()),
         b_enc=torch.randn(width, generator=generator) * 0.05,
         b_dec=torch.randn(d, generator=generator),
         threshold=rare + 0.2 * (torch.rand(width, generator=generator) - 0.5),

@@ -86,7 +86,10 @@ def lines(case: Record) -> Iterator[str]:
         yield f"  {name:24} {_time(side['seconds']['median']):>9}   {memory}"
     for ratio in case["ratios"]:
         shown, single, aim, verdict = (cell.replace("*", "") for cell in _verdict(case, ratio))
-        yield f"  against {ratio['against']:16} {shown:>9}   ({single})  {aim} {verdict}".rstrip(" –")
+        if _is_own(case, ratio):
+            yield f"  {aim} {verdict}"
+        else:
+            yield f"  against {ratio['against']:16} {shown:>9}   ({single})  {aim} {verdict}".rstrip(" –")
     if "same" in case:
         yield f"  same results: {_facts(case['same'])}"
 
