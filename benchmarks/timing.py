@@ -1,8 +1,8 @@
 """What a row of the benchmark is, and the arithmetic on its times.
 
-A row is one file in ``rows/``: a docstring (its first line is the heading) and ``CASES``. A case has sides that do the
-same work. The first is gemlens', and is held against the others. A side is a function of a seed that prepares a
-``Work``; ``child.py`` calls it in a process of its own, so rows import what is heavy inside functions.
+A row is one file in ``rows/``: a docstring, and ``CASES``. A case has sides that do the same work. The first is
+gemlens', and is held against the others. A side is a function of a seed that prepares a ``Work``; ``child.py`` calls it
+in a process of its own, so rows import what is heavy inside functions.
 """
 
 from __future__ import annotations
