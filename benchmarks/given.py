@@ -29,15 +29,15 @@ ACTIVE = 82
 
 
 def random_dictionary(d: int, width: int, seed: int) -> SAE:
-    """JumpReLU, rows of norm near 1; on inputs of variance 1 about 82 features fire a token. Laid out as loaded."""
+    """JumpReLU, rows of norm near 1; on inputs of variance 1 about 82 features fire a token."""
     generator = torch.Generator().manual_seed(seed)
     # A pre-activation is a standard normal; the threshold leaves the tail that is wanted.
     rare = torch.special.ndtri(torch.tensor(1 - ACTIVE / width, dtype=torch.float64)).item()
-    w_enc = torch.randn(d, width, generator=generator).div_(d**0.5)
+    rows = torch.randn(width, d, generator=generator).div_(d**0.5)
     return SAE(
-        DenseRows(w_enc.T),
+        DenseRows(rows),
         # As training starts; and drawing as many numbers again takes seconds of every process.
-        DenseRows(w_enc.T.contiguous()),
+        DenseRows(rows.clone()),
         b_enc=torch.randn(width, generator=generator) * 0.05,
         b_dec=torch.randn(d, generator=generator),
         threshold=rare + 0.2 * (torch.rand(width, generator=generator) - 0.5),

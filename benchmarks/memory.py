@@ -44,16 +44,18 @@ def children_peak() -> int:
 
 
 def bytes_of(*things: Any) -> int:
-    """Of all tensors and arrays in them, each once."""
+    """Of all tensors and arrays in them, each once; of a module that counts its ``nbytes`` itself, as it says."""
     return sum({_place(each): each.nbytes for thing in things for each in _arrays(thing)}.values())
 
 
 def _place(array: Any) -> tuple[int, int]:
-    return (array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data), array.nbytes
+    if hasattr(array, "data_ptr"):
+        return array.data_ptr(), array.nbytes
+    return (array.ctypes.data if hasattr(array, "ctypes") else id(array)), array.nbytes
 
 
 def _arrays(thing: Any) -> Iterator[Any]:
-    if hasattr(thing, "data_ptr") or type(thing).__module__ == "numpy":
+    if hasattr(thing, "nbytes"):
         yield thing
     elif hasattr(thing, "buffers"):
         yield from thing.parameters()

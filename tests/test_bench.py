@@ -11,6 +11,7 @@ import page
 from child import cases, measure
 from memory import Peak, bytes_of
 from timing import Absent, Aim, Case, Work, summarise
+from tiny import random_sae, tiny_gemma
 
 
 def run(seconds, **others):
@@ -153,6 +154,8 @@ def test_tensors_are_counted_once_wherever_they_are():
     assert bytes_of([weight, {"a": weight, "b": (other,)}], weight.numpy()) == 420
     assert bytes_of(layer, layer) == 80
     assert bytes_of(Aim(faster=2), None, "text") == 0
+    sae = random_sae(tiny_gemma(), "resid_post.2")
+    assert bytes_of(sae, sae, weight) == sae.nbytes + 400
 
 
 def test_the_peak_is_what_the_work_took():

@@ -18,9 +18,9 @@ def _gemlens(kind: Kind, *, screening: bool) -> Callable[[int], Work]:
     def side(seed: int) -> Work:
         sae, (warm, *timed) = kind(seed, 1 + INPUTS)
         if not screening:
-            if not hasattr(sae, "screening"):
+            if not hasattr(sae.encoder, "screening"):
                 raise Absent("there is no screen to switch off")
-            sae.screening = False
+            sae.encoder.screening = False
         return Work(sae.encode, timed, warm, [sae], lambda found: {"l0": len(found.ids) / len(found)})
 
     return side
