@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-__all__ = ["KINDS", "Kind", "same"]
+__all__ = ["KINDS", "Kind", "same", "starter_and_residuals"]
 
 # A dictionary, and some inputs of 512 tokens.
 Kind = Callable[[int, int], tuple[Any, list[Any]]]
@@ -25,7 +25,7 @@ def _random(d: int, width: int) -> Kind:
     return make
 
 
-def _starter(seed: int, inputs: int) -> tuple[Any, list[Any]]:
+def starter_and_residuals(seed: int, inputs: int) -> tuple[Any, list[Any]]:
     from given import residuals, starter_dictionary
 
     return starter_dictionary(), residuals(inputs, TOKENS, seed)
@@ -35,7 +35,7 @@ KINDS: dict[str, Kind] = {
     "d 2304, 65k features": _random(2304, 65536),
     "d 2304, 16k features": _random(2304, 16384),
     "d 640, 16k features": _random(640, 16384),
-    "starter, layer 12, 4k features": _starter,
+    "starter, layer 12, 4k features": starter_and_residuals,
 }
 
 
