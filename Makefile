@@ -2,7 +2,8 @@
 # make test          the whole test suite
 # make check         format, lint, types, import direction
 # make test-compat   model and hook tests on the oldest transformers we support
-# make bench         gemlens beside its peers, in an environment of theirs; results in benchmarks/results
+# make bench         gemlens beside its peers, in an environment of theirs: equality, then times; docs/performance.md
+#                    ROWS="encode decode" times these rows alone, REPEAT=1 tries them and writes nothing
 # make clean         remove the environments and outputs
 
 PYTHON ?= python3
@@ -35,9 +36,13 @@ test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
 # The peers' pins and ours conflict: their environment sees our sources, not our installation.
+bench: export PYTHONPATH := src:starter/src
 bench: $(PEERS)/.installed
-	PYTHONPATH=src:starter/src $(PEERS)/bin/python benchmarks/peers_equal.py
-	PYTHONPATH=src:starter/src $(PEERS)/bin/python -m pytest -p no:cacheprovider tests/test_saelens.py
+ifndef ROWS
+	$(PEERS)/bin/python benchmarks/peers_equal.py
+	$(PEERS)/bin/python -m pytest -p no:cacheprovider tests/test_saelens.py
+endif
+	$(PEERS)/bin/python benchmarks/bench.py $(addprefix --repeat ,$(REPEAT)) $(ROWS)
 
 $(PEERS)/.installed: benchmarks/peers.txt
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)

@@ -1,24 +1,16 @@
 """Do gemlens and its peers compute the same features? Run in the peers' environment: make bench
 
-Each check gives both sides the same files and the same activations in float32, and compares
-
-    which features are active. One whose pre-activation lies within rounding of its threshold may differ: counted
-    their values, relative to the value, to 1e-5
-    reconstructions, relative to the norm of the whole, to 1e-5
-
+Each check gives both sides the same files and the same activations in float32; ``equality`` says what is compared.
 The table goes to the terminal, and with machine, versions and command to benchmarks/results/peers_equal.json.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,17 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import gemlens
+from equality import TOLERANCE, Check, Encoder, Side, compare, encoder_of, ours_of
 from gemlens.external.saelens import from_saelens, to_saelens
 from gemlens.lm.gemma import activations
 from gemlens.lm.text import encode_prompt, prompt_text
 from gemlens.scope.load import load_clt, load_sae
 from gemlens.scope.sae import SAE
 from gemlens.scope.starter import STARTER_DICTIONARY
+from machine import machine, versions
+from page import write_whole
+from peers import sae_lens_of, theirs_of
 
 RESULTS = Path(__file__).parent / "results" / "peers_equal.json"
-TOLERANCE = 1e-5
-# Rounding of a sum of a few hundred float32 products, relative to the sum of their sizes.
-ROUNDING = 1e-6
 PROMPT = (
     "The lamp in the harbour went out at nine, and the man who kept it walked home along the wall. He had wanted to "
     "tell somebody about the light he saw in the water, but there was nobody to tell; the boats were in, the doors "
@@ -44,83 +37,6 @@ PROMPT = (
     "the wind, and gone when he lifted his hand."
 )
 D, WIDTH, TOKENS, LAYERS = 640, 2048, 256, 4
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison; the same active features, and values within ``TOLERANCE``, make it hold."""
-
-    name: str
-    peer: str
-    tokens: int
-    features: int
-    active: int
-    """Feature activations, on our side."""
-    differing: int
-    """Active on one side only."""
-    differing_at_threshold: int
-    """Of these, with a pre-activation within rounding of the threshold: allowed."""
-    worst_value: float
-    """Largest relative difference of an activation."""
-    worst_reconstruction: float
-    note: str = ""
-
-    @property
-    def holds(self) -> bool:
-        worst = max(self.worst_value, self.worst_reconstruction)
-        return self.active > 0 and self.differing == self.differing_at_threshold and worst <= TOLERANCE
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one side makes of the same activations."""
-
-    acts: Tensor
-    """[n, F]"""
-    recon: Tensor
-    """[n, d]"""
-
-
-def compare(name: str, peer: str, ours: Side, theirs: Side, sae: Encoder, x: Tensor, note: str = "") -> Check:
-    differing = (ours.acts > 0) != (theirs.acts > 0)
-    both = (ours.acts > 0) & (theirs.acts > 0)
-    apart = (ours.acts - theirs.acts).abs()[both] / ours.acts[both]
-    return Check(
-        name=name,
-        peer=peer,
-        tokens=len(x),
-        features=ours.acts.shape[1],
-        active=int((ours.acts > 0).sum()),
-        differing=int(differing.sum()),
-        differing_at_threshold=int((differing & sae.near_threshold(x)).sum()),
-        worst_value=float(apart.max()) if apart.numel() else 0.0,
-        worst_reconstruction=float((ours.recon - theirs.recon).norm() / ours.recon.norm()),
-        note=note,
-    )
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder's numbers, to tell in float64 which pre-activations float32 cannot place."""
-
-    w_enc: Tensor
-    b_enc: Tensor
-    threshold: Tensor
-
-    def near_threshold(self, x: Tensor) -> Tensor:
-        """bool [n, F]"""
-        w, b = self.w_enc.double(), self.b_enc.double()
-        pre = x.double() @ w + b
-        size = x.double().abs() @ w.abs() + b.abs()
-        return (pre - self.threshold.double().clamp(min=0)).abs() <= ROUNDING * size
-
-
-def encoder_of(sae: SAE) -> Encoder:
-    return Encoder(torch.cat([block for _, block in sae.encoder.blocks()]).T, sae.b_enc, sae.threshold)
-
-
-def ours_of(sae: SAE, x: Tensor) -> Side:
-    return Side(sae.encode(x).dense(), sae.reconstruct(x))
 
 
 def starter_residuals(sae: SAE) -> Tensor:
@@ -132,22 +48,11 @@ def starter_residuals(sae: SAE) -> Tensor:
 
 def sae_lens_starter() -> Iterator[Check]:
     """The starter's dictionary in SAELens' own class, filled by hand, and through the adapter, there and back."""
-    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
-
     sae = load_sae("starter", STARTER_DICTIONARY)
     x, encoder = starter_residuals(sae), encoder_of(sae)
-    by_hand = JumpReLUSAE(
-        JumpReLUSAEConfig(d_in=sae.d_in, d_sae=sae.width, apply_b_dec_to_input=False, dtype="float32", device="cpu")
-    )
-    weights = {"W_enc": encoder.w_enc, "b_enc": sae.b_enc, "b_dec": sae.b_dec, "threshold": sae.threshold}
-    weights["W_dec"] = torch.cat([block for _, block in sae.decoder.blocks()])
     ours = ours_of(sae, x)
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            getattr(by_hand, name).copy_(tensor)
-        for name, theirs in (("starter dictionary", by_hand), ("starter dictionary, to_saelens", to_saelens(sae))):
-            acts = theirs.encode(x)
-            yield compare(name, "sae-lens", ours, Side(acts, theirs.decode(acts)), encoder, x)
+    for name, peer in (("starter dictionary", sae_lens_of(sae)), ("starter dictionary, to_saelens", to_saelens(sae))):
+        yield compare(name, "sae-lens", ours, theirs_of(peer, x), encoder, x)
     back = from_saelens(to_saelens(sae))
     yield compare("starter dictionary, from_saelens(to_saelens)", "gemlens", ours, ours_of(back, x), encoder, x)
 
@@ -237,16 +142,14 @@ def main() -> None:
     checks = [check for each in CHECKS for check in each()]
     _print(checks)
     RESULTS.parent.mkdir(exist_ok=True)
-    packages = ("torch", "transformers", "sae-lens", "circuit-tracer", "nnsight", "transformer-lens", "safetensors")
     record = {
         "command": "make bench",
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(), "device": "cpu"},
-        "versions": {"python": platform.python_version(), "gemlens": gemlens.__version__}
-        | {name: version(name) for name in packages},
+        "machine": machine(),
+        "versions": versions(),
         "tolerance": TOLERANCE,
         "checks": [asdict(check) | {"holds": check.holds} for check in checks],
     }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(RESULTS, json.dumps(record, indent=2) + "\n")
     print(f"\nwrote benchmarks/results/{RESULTS.name}")
     if not all(check.holds for check in checks):
         sys.exit("gemlens and a peer disagree")
@@ -263,15 +166,6 @@ def _print(checks: list[Check]) -> None:
         )
     for note in dict.fromkeys(check.note for check in checks if check.note):
         print(f"  {note}")
-
-
-def _processor() -> str:
-    """As the system calls it; no host name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Do two sides compute the same features of the same activations?
+
+which features are active. One whose pre-activation lies within rounding of its threshold may differ: counted
+their values, relative to the value, to 1e-5
+reconstructions, relative to the norm of the whole, to 1e-5
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemlens.scope.sae import SAE
+
+__all__ = ["TOLERANCE", "Check", "Encoder", "Side", "compare", "encoder_of", "ours_of"]
+
+TOLERANCE = 1e-5
+# Rounding of a sum of a few hundred float32 products, relative to the sum of their sizes.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison; the same active features, and values within ``TOLERANCE``, make it hold."""
+
+    name: str
+    peer: str
+    tokens: int
+    features: int
+    active: int
+    """Feature activations, on our side."""
+    differing: int
+    """Active on one side only."""
+    differing_at_threshold: int
+    """Of these, with a pre-activation within rounding of the threshold: allowed."""
+    worst_value: float
+    """Largest relative difference of an activation."""
+    worst_reconstruction: float
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        worst = max(self.worst_value, self.worst_reconstruction)
+        return self.active > 0 and self.differing == self.differing_at_threshold and worst <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side makes of the same activations."""
+
+    acts: Tensor
+    """[n, F]"""
+    recon: Tensor
+    """[n, d]"""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder's numbers, to tell in float64 which pre-activations float32 cannot place."""
+
+    w_enc: Tensor
+    b_enc: Tensor
+    threshold: Tensor
+
+    def near_threshold(self, x: Tensor, where: Tensor) -> Tensor:
+        """bool, one for each True of ``where`` [n, F]: the pre-activation is within rounding of the threshold."""
+        token, feature = where.nonzero(as_tuple=True)
+        products = x[token].double() * self.w_enc.T[feature].double()
+        b = self.b_enc[feature].double()
+        pre, size = products.sum(1) + b, products.abs().sum(1) + b.abs()
+        return (pre - self.threshold[feature].double().clamp(min=0)).abs() <= ROUNDING * size
+
+
+def compare(name: str, peer: str, ours: Side, theirs: Side, encoder: Encoder, x: Tensor, note: str = "") -> Check:
+    differing = (ours.acts > 0) != (theirs.acts > 0)
+    both = (ours.acts > 0) & (theirs.acts > 0)
+    apart = (ours.acts[both] - theirs.acts[both]).abs() / ours.acts[both]
+    return Check(
+        name=name,
+        peer=peer,
+        tokens=len(x),
+        features=ours.acts.shape[1],
+        active=int((ours.acts > 0).sum()),
+        differing=int(differing.sum()),
+        differing_at_threshold=int(encoder.near_threshold(x, differing).sum()),
+        worst_value=float(apart.max()) if apart.numel() else 0.0,
+        worst_reconstruction=float((ours.recon - theirs.recon).norm() / ours.recon.norm()),
+        note=note,
+    )
+
+
+def encoder_of(sae: SAE) -> Encoder:
+    return Encoder(torch.cat([block for _, block in sae.encoder.blocks()]).T, sae.b_enc, sae.threshold)
+
+
+def ours_of(sae: SAE, x: Tensor) -> Side:
+    return Side(sae.encode(x).dense(), sae.reconstruct(x))
