@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gemlens.scope.screen import Screen, screens_on
 
@@ -29,6 +30,11 @@ class Rows(nn.Module):
     @abstractmethod
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first feature, [features, d]) until every row was seen once, in order."""
+
+    def weighted_sum(self, ids: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
+        """[n, d], of each run ``ids[indptr[i]:indptr[i + 1]]`` its rows times ``weights``, added."""
+        active, entries = ids.unique(return_inverse=True)
+        return _weighted_sum(self.rows(active), entries, indptr, weights)
 
     @property
     @abstractmethod
@@ -71,6 +77,10 @@ class DenseRows(Rows):
         for start in range(0, self.width, self.BLOCK):
             yield start, self.weight[start : start + self.BLOCK]
 
+    def weighted_sum(self, ids: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
+        # Straight from the matrix: a copy of the active rows would be most of it over a long text.
+        return _weighted_sum(self.weight, ids, indptr, weights)
+
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + self.screen_nbytes
@@ -89,6 +99,14 @@ class DenseRows(Rows):
         if self._screen is None and self._tokens_seen >= self.SCREEN_FROM:
             self._screen = Screen(self.weight)
         return self._screen if tokens >= self.SCREEN_TOGETHER else None
+
+
+def _weighted_sum(rows: Tensor, entries: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
+    if not len(entries):
+        return rows.new_zeros(len(indptr) - 1, rows.shape[1])
+    return F.embedding_bag(
+        entries, rows, indptr, mode="sum", per_sample_weights=weights.to(rows.dtype), include_last_offset=True
+    )
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gemlens.scope.activation import Activation
 from gemlens.scope.features import Features
@@ -59,15 +58,4 @@ def weighted_sum(features: Features, decoder: Rows, *, stride: int = 1, offset: 
     Row ``id * stride + offset`` of ``decoder`` belongs to feature ``id``: a feature with a row for each of several
     layers has them side by side.
     """
-    active, entries = features.ids.unique(return_inverse=True)
-    rows = decoder.rows(active * stride + offset)
-    if not len(active):
-        return rows.new_zeros(len(features), decoder.d)
-    return F.embedding_bag(
-        entries,
-        rows,
-        features.indptr,
-        mode="sum",
-        per_sample_weights=features.values.to(rows.dtype),
-        include_last_offset=True,
-    )
+    return decoder.weighted_sum(features.ids * stride + offset, features.indptr, features.values)
