@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from gemlens import hub
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_model_only"]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Imports and models make a million objects that stay: to look for garbage among them takes half a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@_uncollected()
 def load(
     console: Console,
     model_id: str,
@@ -56,6 +70,7 @@ def load(
     return dictionaries, model, warnings
 
 
+@_uncollected()
 def load_model_only(
     console: Console, model_id: str, release: str, *, device: str, dtype: str
 ) -> tuple[Model, torch.device]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gemlens.errors import MismatchError, WeightsError
 from gemlens.lm.hooks import StopForward, read, replaced, write
+from gemlens.lm.sampling import Nucleus
 from gemlens.sites import Side, Site
 
 if TYPE_CHECKING:
@@ -234,8 +235,9 @@ def generate(
     """
     sampling: dict[str, Any] = {"do_sample": False}
     if not greedy and temperature > 0:
-        # top_k=0: no cut but the one that was asked for. Logits divided by less than 1e-6 may overflow.
-        sampling = {"do_sample": True, "temperature": max(float(temperature), 1e-6), "top_p": top_p, "top_k": 0}
+        # Logits divided by less than 1e-6 may overflow. top_k=0: no cut but the one that was asked for.
+        nucleus = Nucleus(max(float(temperature), 1e-6), top_p)
+        sampling = {"do_sample": True, "logits_processor": [nucleus], "top_k": 0}
     tokens = tokens.to(model.device)
     with reading(model, sites) as found, torch.random.fork_rng(), _own_settings(model):
         torch.manual_seed(seed)
