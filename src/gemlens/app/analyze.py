@@ -154,7 +154,8 @@ def _many(
     """One JSONL and one Parquet for all prompts, a report each in ``reports/``; tables where nothing is exported."""
     from rich.progress import track
 
-    from gemlens.report.files import REPORT, export, write
+    from gemlens.files import write
+    from gemlens.report.files import REPORT, export
     from gemlens.report.json import to_jsonl
     from gemlens.report.parquet import parquet_file
 

@@ -84,8 +84,8 @@ def fidelity(
     _check_sweep(sweep, {"--site": site, "--layer": layer, "--plot": plot}, sae_id)
     kind, number = check_place(site, layer)
     from gemlens.data.corpus import documents
+    from gemlens.files import write
     from gemlens.report.fidelity import render, to_json
-    from gemlens.report.files import write
 
     files = documents([path.expanduser() for path in texts])
     mix_files = documents([path.expanduser() for path in mix]) if mix else None

@@ -58,7 +58,7 @@ def run(
         GemlensError: also where some dictionaries could not be measured, once the others are written and printed.
     """
     from gemlens.data.corpus import read_documents
-    from gemlens.report.files import write
+    from gemlens.files import write
     from gemlens.report.sweep import render, to_json
     from gemlens.scope.listing import at_site, listing
 
