@@ -232,7 +232,7 @@ def test_other_text_is_not_mixed(made, model, texts, tmp_path):
 def test_too_little_room_is_told_before_anything_is_written(model, texts, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(collecting.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 2010 * 160 - 1))
-    with pytest.raises(OutputError, match=r"the activations need 0\.00 GB and .* free"):
+    with pytest.raises(OutputError, match=r"the activations need 0\.3 MB and .* free"):
         collect(model, texts, tmp_path)
     assert files_in(tmp_path) == {}
 

@@ -115,10 +115,10 @@ def _announce(console: Console, out: Path, info: StoreInfo, size: int) -> None:
     if not size:
         tell(console, f"{out} is complete")
     else:
-        rest = "" if size >= whole else f", {size / 1e9:,.2f} GB of it still to come"
+        rest = "" if size >= whole else f", {size / 1e6:,.1f} MB of it still to come"
         tell(
             console,
-            f"writing {whole / 1e9:,.2f} GB to {out}: {info.tokens:,} tokens of {info.token_bytes:,} bytes{rest}",
+            f"writing {whole / 1e6:,.1f} MB to {out}: {info.tokens:,} tokens of {info.token_bytes:,} bytes{rest}",
         )
 
 

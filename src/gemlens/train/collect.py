@@ -136,7 +136,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"the activations need {needed / 1e9:,.2f} GB and {folder} has {free / 1e9:,.2f} GB free; ask for fewer "
+            f"the activations need {needed / 1e6:,.1f} MB and {folder} has {free / 1e6:,.1f} MB free; ask for fewer "
             "tokens or sites, or write elsewhere"
         )
 
