@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gemlens.report import files, visible
+from gemlens.files import write
+from gemlens.report import visible
 from gemlens.report.html import to_html
 from report_sample import PAYLOADS, SAE, build, hostile, long_sample, sample
 
@@ -43,7 +44,7 @@ def visit(browser, tmp_path):
 
         def open_page(analysis, *, labels=None, scheme="light", width=1280, quiet=True):
             path = tmp_path / "report.html"
-            files.write(to_html(analysis, labels=labels), path)
+            write(to_html(analysis, labels=labels), path)
             context = stack.enter_context(
                 contextlib.closing(browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}))
             )
@@ -275,7 +276,7 @@ def test_both_themes_are_legible(visit, scheme):
 
 
 def test_the_theme_toggle_works_without_storage(visit, browser, tmp_path):
-    files.write(to_html(sample()), tmp_path / "report.html")
+    write(to_html(sample()), tmp_path / "report.html")
     with contextlib.closing(browser.new_context(color_scheme="light")) as context:
         page = context.new_page()
         page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('refused') }})")

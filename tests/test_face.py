@@ -27,14 +27,14 @@ HEAVY = {
     "pyarrow",
 }
 
-LEAVES = {"batched", "errors", "hub", "paths", "records", "sites"}
+LEAVES = {"batched", "errors", "files", "hub", "paths", "records", "sites"}
 MAY_IMPORT = {
     "scope": LEAVES,
     "lm": LEAVES,
     "data": LEAVES,
     "study": LEAVES | {"scope", "lm", "data"},
     "train": LEAVES | {"scope", "lm", "data"},
-    "report": {"errors", "records", "batched"},
+    "report": {"errors", "files", "records", "batched"},
     "external": {"errors", "records", "scope", "sites"},
     "app": LEAVES | {"scope", "lm", "data", "study", "train", "report", "external"},
 }

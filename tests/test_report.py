@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from gemlens.errors import InputError, OutputError
+from gemlens.files import check_folder, write
 from gemlens.records import ActiveFeatures, Analysis, FeatureActivation
 from gemlens.report import files, summary, table, visible
 from gemlens.report.html import to_html
@@ -114,14 +115,14 @@ def test_export_writes_one_file_under_its_name(tmp_path, kind):
 
 
 def test_any_text_can_be_written(tmp_path):
-    files.write('"海\ud800"\r\n', tmp_path / "a")
+    write('"海\ud800"\r\n', tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == '"海\\ud800"\r\n'.encode()
 
 
 def test_write_honours_the_umask(tmp_path):
     before = os.umask(0o022)
     try:
-        files.write("x", tmp_path / "a")
+        write("x", tmp_path / "a")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
@@ -137,7 +138,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OutputError, match=r"report\.json': No space left on device; free some space") as caught:
-        files.write("new", path)
+        write("new", path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["report.json"]
     assert path.read_text() == "old"
@@ -149,7 +150,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        files.write("new", tmp_path / "report.json")
+        write("new", tmp_path / "report.json")
     assert names(tmp_path) == []
 
 
@@ -157,10 +158,10 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", "nul\0byte"):
         with pytest.raises(OutputError, match="cannot write"):
-            files.check_folder(folder)
+            check_folder(folder)
     with pytest.raises(OutputError, match="choose a folder that can be written"):
-        files.write("x", tmp_path / "file" / "report.json")
-    assert files.check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+        write("x", tmp_path / "file" / "report.json")
+    assert check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert names(tmp_path / "a" / "b") == []
 
 

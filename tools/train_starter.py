@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from gemlens import __version__
-from gemlens.data.corpus import documents, read_documents, shuffled
+from gemlens.data.corpus import Text, documents, read_documents
+from gemlens.data.mix import mixed
 from gemlens.lm.gemma import Model
 from gemlens.lm.load import load_model
-from gemlens.lm.stream import activation_stream
 from gemlens.records import DictionaryInfo
 from gemlens.scope.load import load_sae
 from gemlens.scope.sae import SAE
@@ -31,7 +32,7 @@ from gemlens.scope.save import save_sae
 from gemlens.scope.starter import STARTER_DICTIONARY
 from gemlens.study.fidelity import activity_on, fidelity, rows_of
 from gemlens.train.fit import FitConfig, Progress, fit
-from gemlens.train.stream import shuffled_batches
+from gemlens.train.stream import ShuffledStream, harvest
 
 MAX_ACTIVATION = "max_activation.safetensors"
 
@@ -40,17 +41,16 @@ def main() -> None:
     options = _options()
     config = FitConfig(tokens=options.tokens, l0=options.l0, lr=options.lr)
     held_out = Path(options.held_out).resolve()
-    files = [file for file in documents([options.texts]) if file.resolve() != held_out]
-    mix = shuffled(files, seed=config.seed)
+    files = [file for file in documents([options.texts]) if not (isinstance(file, Path) and file.resolve() == held_out)]
     model = load_model("starter", dtype="bfloat16")
     folder = Path(options.out) / STARTER_DICTIONARY
     started = time.monotonic()
-    sae = train(model, mix, config, options.length)
+    sae = train(model, files, config, options.length)
     minutes = (time.monotonic() - started) / 60
     save_sae(sae, folder, l0=config.l0)
     # The card describes the file as it is stored, in bfloat16.
     sae = load_sae(str(options.out), STARTER_DICTIONARY)
-    card = measure(model, sae, mix, held_out, folder) | {
+    card = measure(model, sae, mixed(files, config.seed), held_out, folder) | {
         "tokens_trained": config.steps * config.batch,
         "minutes_trained": round(minutes, 1),
         "gemlens_version": __version__,
@@ -60,7 +60,7 @@ def main() -> None:
     print(json.dumps(card, indent=2))
 
 
-def train(model: Model, mix: list[str], config: FitConfig, length: int) -> SAE:
+def train(model: Model, files: list[Text], config: FitConfig, length: int) -> SAE:
     category, name = STARTER_DICTIONARY.split("/")
     info = DictionaryInfo(
         release="starter",
@@ -72,11 +72,12 @@ def train(model: Model, mix: list[str], config: FitConfig, length: int) -> SAE:
         neuronpedia=None,
         model_name="google/gemma-3-270m",
     )
-    stream = activation_stream(model, rows_of(model, mix, length=length), config.place)
-    return fit(shuffled_batches(stream, batch=config.batch, seed=config.seed), config, info=info, report=_print)
+    source = harvest(model, lambda: rows_of(model, mixed(files, config.seed), length=length), [config.place])
+    stream = ShuffledStream(source, batch=config.batch, seed=config.seed)
+    return fit((batch[config.place] for batch in stream), config, info=info, report=_print)
 
 
-def measure(model: Model, sae: SAE, mix: list[str], held_out: Path, folder: Path) -> dict[str, Any]:
+def measure(model: Model, sae: SAE, mix: Iterable[str], held_out: Path, folder: Path) -> dict[str, Any]:
     """The card's measured figures; writes the ones a feature beside it."""
     seen = activity_on(model, sae, mix)
     per_feature = {"max_activation": seen.max_activation, "tokens_active": seen.fired}

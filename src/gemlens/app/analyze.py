@@ -153,7 +153,8 @@ def _many(
     warnings: list[str],
 ) -> None:
     """One JSONL and one Parquet for all prompts, a report each in ``reports/``; tables where nothing is exported."""
-    from gemlens.report.files import REPORT, export, write
+    from gemlens.files import write
+    from gemlens.report.files import REPORT, export
     from gemlens.report.json import to_jsonl
     from gemlens.report.parquet import parquet_file
 

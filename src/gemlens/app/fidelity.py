@@ -31,6 +31,7 @@ from gemlens.errors import GemlensError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gemlens.data.corpus import Text
     from gemlens.lm.gemma import Model
     from gemlens.records import Fidelity
     from gemlens.scope.sae import SAE
@@ -43,7 +44,8 @@ def fidelity(
     texts: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text the dictionary was not trained on: .txt, .jsonl with 'text', or a folder; repeat it.",
+            help="Text the dictionary was not trained on: .txt; .jsonl or .parquet with 'text'; a folder of them; or a "
+            "data set of the hub, as hf:OWNER/NAME; repeat it.",
             metavar="PATH",
         ),
     ] = None,
@@ -84,8 +86,8 @@ def fidelity(
     _check_sweep(sweep, {"--site": site, "--layer": layer, "--plot": plot}, sae_id)
     kind, number = check_place(site, layer)
     from gemlens.data.corpus import documents
+    from gemlens.files import write
     from gemlens.report.fidelity import render, to_json
-    from gemlens.report.files import write
 
     files = documents([path.expanduser() for path in texts])
     mix_files = documents([path.expanduser() for path in mix]) if mix else None
@@ -145,7 +147,7 @@ def _suggest(figures: Fidelity, release: str) -> Fidelity:
     return figures
 
 
-def _measure(console: Console, model: Model, dictionary: SAE, files: list[Path], mix: list[Path] | None) -> Fidelity:
+def _measure(console: Console, model: Model, dictionary: SAE, files: list[Text], mix: list[Text] | None) -> Fidelity:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from gemlens.data.corpus import read_documents

@@ -72,9 +72,9 @@ def load(
 
 @_uncollected()
 def load_model_only(
-    console: Console, model_id: str, release: str, *, device: str, dtype: str
+    console: Console, model_id: str, release: str | None = None, *, device: str, dtype: str
 ) -> tuple[Model, torch.device]:
-    """Model and device, for a command that loads dictionaries of ``release`` itself, one after another."""
+    """Model and device, for a command that needs no dictionary, or loads those of ``release`` one after another."""
     _look_up(console, model_id, release)
     with busy(console, "Loading torch"):
         from gemlens.lm.load import load_model, pick_device
@@ -84,8 +84,8 @@ def load_model_only(
         return load_model(model_id, device=str(place), dtype=dtype), place
 
 
-def _look_up(console: Console, model_id: str, release: str) -> None:
-    if _on_hub(model_id) or _on_hub(release):
+def _look_up(console: Console, model_id: str, release: str | None) -> None:
+    if _on_hub(model_id) or (release is not None and _on_hub(release)):
         _quiet_client(console)
     if _on_hub(model_id):
         with busy(console, f"Looking up {model_id}"):

@@ -41,9 +41,12 @@ __all__ = [
     "TopKOption",
     "TopPOption",
     "check_layer",
+    "check_model",
     "check_numbers",
+    "check_seed",
     "check_sources",
     "default_dictionary",
+    "parse_count",
     "was_given",
 ]
 
@@ -52,6 +55,7 @@ DEFAULT_PROMPT = "Explain what a sparse autoencoder is in plain language."
 _DEFAULT_RELEASE, _DEFAULT_ID = "google/gemma-scope-2-270m-it", "layer_12_width_16k_l0_small"
 # Below this, scores divided by the temperature leave float32; the answer has long been that of 0.
 _COLDEST = 1e-3
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 class Device(StrEnum):
@@ -174,6 +178,19 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def parse_count(option: str, text: str) -> int:
+    """``50k``, ``2M``, ``1.5B`` or plain digits -> a number of things, 1 or more.
+
+    Raises:
+        InputError: naming the option.
+    """
+    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)([kKmMbB]?)", text.strip())
+    number = round(float(re.sub("[_,]", "", match[1])) * _COUNTS[match[2].lower()]) if match else 0
+    if number < 1:
+        raise InputError(f"{option} {text}: write a number above 0, as 50k, 2M or 2000000")
+    return number
+
+
 def check_numbers(*, top_k: int, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
     """The library's ranges, before the seconds that importing torch takes.
 
@@ -188,6 +205,10 @@ def check_numbers(*, top_k: int, max_new_tokens: int, temperature: float, top_p:
         raise InputError(f"--temperature {temperature}: 0 is greedy, else take {_COLDEST} or more; the default is 0.7")
     if not 0 < top_p <= 1:
         raise InputError(f"--top-p {top_p}: must lie above 0 and not exceed 1")
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed {seed}: take a number from 0 to 2^63 - 1")
 
@@ -199,7 +220,7 @@ def check_sources(model_id: str, release: str, category: str, ids: list[str]) ->
         InputError: an empty name, or a path with ``..``.
         NotFoundError: neither a folder nor ``owner/name``, nor for dictionaries one of SAELens' releases.
     """
-    _check_model(model_id)
+    check_model(model_id)
     _check_release(release)
     for option, name in [("--sae-category", category), *(("--sae-id", name) for name in ids)]:
         path = PurePosixPath(name)
@@ -225,7 +246,8 @@ def check_layer(layer: int | None, name: str, actual: int | None = None) -> None
         )
 
 
-def _check_model(name: str) -> None:
+def check_model(name: str) -> None:
+    """Raise NotFoundError or InputError for a name that can be neither a folder nor on the hub."""
     if not _is_place("--model-id", name, DEFAULT_MODEL):
         raise NotFoundError(
             f"--model-id {name!r} is neither a folder nor a hub repository (owner/name); "

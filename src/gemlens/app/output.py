@@ -19,7 +19,7 @@ def prepared(option: str, folder: Path, names: Iterable[str]) -> Iterator[None]:
     Raises:
         OutputError: it cannot be written, it is a file, or one of the names is taken by a folder.
     """
-    from gemlens.report.files import check_folder
+    from gemlens.files import check_folder
 
     missing = _missing(option, folder, names)
     try:

@@ -16,6 +16,7 @@ from gemlens.sites import Site, parse_site
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gemlens.data.corpus import Text
     from gemlens.records import Sweep
     from gemlens.scope.listing import Listed
 
@@ -46,8 +47,8 @@ def run(
     site: str,
     layer: int | None,
     category: str | None,
-    files: list[Path],
-    mix: list[Path] | None,
+    files: list[Text],
+    mix: list[Text] | None,
     device: str,
     export: Path | None,
     plot: Path | None,
@@ -58,7 +59,7 @@ def run(
         GemlensError: also where some dictionaries could not be measured, once the others are written and printed.
     """
     from gemlens.data.corpus import read_documents
-    from gemlens.report.files import write
+    from gemlens.files import write
     from gemlens.report.sweep import render, to_json
     from gemlens.scope.listing import at_site, listing
 
@@ -67,7 +68,7 @@ def run(
     tell(console, f"measuring {len(found)} dictionar{'y' if len(found) == 1 else 'ies'} of {release}")
     from gemlens.study.sweep import sweep
 
-    def read(paths: list[Path]) -> Iterable[str]:
+    def read(paths: list[Text]) -> Iterable[str]:
         return chain.from_iterable(map(read_documents, paths))
 
     with _progress(console, found) as report:

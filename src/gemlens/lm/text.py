@@ -11,7 +11,7 @@ from torch import Tensor
 from gemlens.errors import InputError
 from gemlens.lm.gemma import Model
 
-__all__ = ["encode_prompt", "pieces", "prompt_text", "texts"]
+__all__ = ["encode_documents", "encode_prompt", "pieces", "prompt_text", "texts"]
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -37,6 +37,12 @@ def encode_prompt(model: Model, text: str, *, room: int = 0) -> Tensor:
             f"the prompt holds {pieces(model, beyond)[0]!r}, for which {model.name} has no embedding; leave it out"
         )
     return torch.tensor([ids])
+
+
+def encode_documents(model: Model, documents: list[str]) -> list[list[int]]:
+    """Token ids of each, without BOS."""
+    ids: list[list[int]] = model.tokenizer(documents, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def prompt_text(model: Model, prompt: str, *, system: str | None = None, chat: bool | None = None) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemlens.files import told, whole
 from gemlens.records import SCHEMA_VERSION, Analysis
-from gemlens.report.files import told, whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

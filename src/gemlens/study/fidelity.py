@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from gemlens.lm.gemma import Model, activations, logits, reading, writing
 from gemlens.lm.hooks import StopForward
 from gemlens.lm.resume import CleanPass, clean_pass, resume
 from gemlens.lm.stream import activation_stream
+from gemlens.lm.text import encode_documents
 from gemlens.records import Fidelity, LossWith
 from gemlens.scope.sae import SAE
 from gemlens.study.activity import Activity, activity
@@ -96,19 +98,15 @@ def fidelity(
 
 def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterable[NDArray[np.int64]]:
     """Documents as rows of ``length`` token ids, BOS first."""
-
-    def encode(group: list[str]) -> list[list[int]]:
-        return model.tokenizer(group, add_special_tokens=False)["input_ids"]
-
-    return pack(texts, encode, bos=model.bos, length=length)
+    return pack(texts, partial(encode_documents, model), bos=model.bos, length=length)
 
 
 def activity_on(
     model: Model, dictionary: SAE, mix: Iterable[str], report: Callable[[int], None] = lambda _done: None
 ) -> Activity:
     """How often and how strongly each feature fires on the first million tokens of ``mix``."""
-    stream = activation_stream(model, rows_of(model, mix), dictionary.reads)
-    return activity(dictionary, stream, DEAD_TOKENS, report=report)
+    stream = activation_stream(model, rows_of(model, mix), [dictionary.reads])
+    return activity(dictionary, (found[dictionary.reads] for found in stream), DEAD_TOKENS, report=report)
 
 
 class _Measured(NamedTuple):
