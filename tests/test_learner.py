@@ -184,6 +184,7 @@ def test_the_state_of_another_dictionary_is_refused():
 def test_training_twice_gives_the_same_weights():
     data = {SITE: planted(2560)}
     first, second = (after(small(), 10, data).state() for _ in range(2))
+    torch.testing.assert_close(first["w_dec.0"].norm(dim=1), torch.ones(64))
     assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(second[name])) for name, value in first.items())
 
 

@@ -38,7 +38,7 @@ def batch_level(pre: Tensor, l0: float, hint: float, ranks: Ranks) -> Tensor:
     """
     count = int(l0 * pre.shape[1])
     candidates = pre[pre > max(hint, 0.0)]
-    if hint > 0 and float(ranks.sum(torch.tensor(float(len(candidates))))) <= count:
+    if hint > 0 and int(ranks.sum(torch.tensor(len(candidates)))) <= count:
         candidates = pre[pre > 0]
     largest = ranks.gather(_largest(candidates, count + 1))
     if len(largest) <= count:

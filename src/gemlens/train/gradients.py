@@ -115,7 +115,7 @@ def train_pass(
         loss += excess * (l0 / config.l0 - 1)
         _backward(layer, owed, blocks, 2 * excess / (config.l0 * len(y)))
     for layer, ids in zip(layers, dead, strict=True):
-        if int(ranks.sum(torch.tensor(float(len(ids))))):
+        if int(ranks.sum(torch.tensor(len(ids)))):
             loss += _auxiliary(layer, ids, errors[-1], importance, AUXILIARY_WEIGHT / len(layers), ranks)
     fvu = errors[-1].pow(2).sum() / (y - y.mean(dim=0)).pow(2).sum()
     levels, fired = [layer.level for layer in layers], [each > 0 for each in firings]

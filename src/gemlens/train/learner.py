@@ -124,8 +124,8 @@ class Learner:
             rate = _LEVEL_RATE if self._step > 1 else 1.0
             self._threshold[index] += rate * (found.levels[index] - self._threshold[index])
         self._levels = found.levels
-        dead = sum(int((silent > self.config.dead_after).sum()) for silent in self._silent)
-        return Step(self._step, found.loss, found.fvu, found.l0, dead)
+        dead = self._ranks.sum((torch.stack(self._silent) > self.config.dead_after).sum())
+        return Step(self._step, found.loss, found.fvu, found.l0, int(dead))
 
     def state(self) -> dict[str, Tensor | float | int]:
         """Everything that going on needs, by name; copies."""
@@ -171,14 +171,14 @@ class Learner:
         )  # fmt: skip
 
     def _initial_weights(self, sample: Mapping[Site, Tensor]) -> list[Weights]:
-        torch.manual_seed(self.config.seed)
+        generator = torch.Generator().manual_seed(self.config.seed)
         reads, y = self._scaled(sample)
         d_out = y.shape[1] // len(reads)
+        # An SAE writes what it reads; layer i of a CLT writes its own site and all later ones.
+        written = reads if self.config.kind == "sae" else [y[:, index * d_out :] for index in range(len(reads))]
         return [
-            initial_weights(
-                self.config, x, x if self.config.kind == "sae" else y[:, index * d_out :], d_out, self._ranks
-            )
-            for index, x in enumerate(reads)
+            initial_weights(self.config, x, part, d_out, generator, self._ranks)
+            for x, part in zip(reads, written, strict=True)
         ]
 
     def _optimizer(self) -> torch.optim.Adam:

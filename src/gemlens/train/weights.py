@@ -60,24 +60,27 @@ class Weights:
         self.w_dec.div_(torch.linalg.vector_norm(self.w_dec, dim=1, keepdim=True))
 
 
-def initial_weights(config: FitConfig, x: Tensor, y: Tensor, d_out: int, ranks: Ranks) -> Weights:
+def initial_weights(
+    config: FitConfig, x: Tensor, y: Tensor, d_out: int, generator: torch.Generator, ranks: Ranks
+) -> Weights:
     """Encoder rows of random direction; decoder rows are what the features' directions predict, linearly, of y.
 
-    An SAE's features so read what they write. Thresholds start where L0 is on its target, which otherwise would have to
+    An SAE's features so read what they write. A skip starts as the best linear prediction: from zero it has not
+    caught up after half a million tokens. Thresholds start where L0 is on its target, which otherwise would have to
     come down from a large part of the width.
 
     Args:
         x: the sample that this layer reads, [n, d_in], scaled.
         y: the sample that it writes, [n, d_out of all its outputs], scaled; ``x`` itself for an SAE.
     """
-    w_enc = F.normalize(torch.randn(config.width, x.shape[1]), dim=1)
-    w_dec = w_enc.clone() if y is x else F.normalize(w_enc @ _least_squares(x, y), dim=1)
-    weights = Weights(w_enc, torch.zeros(config.width), w_dec, torch.zeros(d_out))
+    w_enc = F.normalize(torch.randn(config.width, x.shape[1], generator=generator), dim=1)
+    linear = torch.eye(x.shape[1]) if y is x else _least_squares(x, y)
+    weights = Weights(w_enc, torch.zeros(config.width), F.normalize(w_enc @ linear, dim=1), torch.zeros(d_out))
     if config.activation == "jumprelu":
         level = batch_level(w_enc @ x[:_FIRST_LEVEL].T, config.l0, 0.0, ranks)
         weights.log_threshold = torch.full((config.width,), math.log(max(float(level), 1e-3)))
     if config.skip:
-        weights.skip = torch.zeros(x.shape[1], d_out)
+        weights.skip = linear[:, :d_out].clone()
     return weights
 
 
