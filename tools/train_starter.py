@@ -31,7 +31,9 @@ from gemlens.scope.sae import SAE
 from gemlens.scope.save import save_sae
 from gemlens.scope.starter import STARTER_DICTIONARY
 from gemlens.study.fidelity import activity_on, fidelity, rows_of
-from gemlens.train.fit import FitConfig, Progress, fit
+from gemlens.train.config import FitConfig
+from gemlens.train.fit import fit
+from gemlens.train.learner import Step
 from gemlens.train.stream import ShuffledStream, harvest
 
 MAX_ACTIVATION = "max_activation.safetensors"
@@ -62,19 +64,35 @@ def main() -> None:
 
 def train(model: Model, files: list[Text], config: FitConfig, length: int) -> SAE:
     category, name = STARTER_DICTIONARY.split("/")
+    site = config.sites_read[0]
     info = DictionaryInfo(
         release="starter",
         category=category,
         id=name,
-        site=config.site,
-        layer=config.place.layer,
+        site=str(site),
+        layer=site.layer,
         width=config.width,
         neuronpedia=None,
         model_name="google/gemma-3-270m",
     )
-    source = harvest(model, lambda: rows_of(model, mixed(files, config.seed), length=length), [config.place])
+    source = harvest(model, lambda: rows_of(model, mixed(files, config.seed), length=length), [site])
     stream = ShuffledStream(source, batch=config.batch, seed=config.seed)
-    return fit((batch[config.place] for batch in stream), config, info=info, report=_print)
+    started = time.monotonic()
+
+    def report(at: Step) -> None:
+        if at.step % 50 == 0 or at.step == config.steps:
+            speed = at.step * config.batch / (time.monotonic() - started)
+            left = (config.steps - at.step) * config.batch / speed / 60
+            print(
+                f"step {at.step}/{config.steps}  loss {at.loss:.4f}  fvu {at.fvu:.4f}  dead {at.dead}  "
+                f"{speed:,.0f} tokens/s  {left:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    sae = fit(stream, config, info=info, report=report)
+    assert isinstance(sae, SAE)
+    return sae
 
 
 def measure(model: Model, sae: SAE, mix: Iterable[str], held_out: Path, folder: Path) -> dict[str, Any]:
@@ -116,17 +134,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--l0", type=float, default=FitConfig.l0)
     parser.add_argument("--lr", type=float, default=FitConfig.lr)
     return parser.parse_args()
-
-
-def _print(at: Progress) -> None:
-    if at.step % 50 == 0 or at.step == at.steps:
-        left = (at.steps - at.step) * FitConfig.batch / at.tokens_per_second / 60
-        print(
-            f"step {at.step}/{at.steps}  loss {at.loss:.4f}  fvu {at.fvu:.4f}  dead {at.dead}  "
-            f"{at.tokens_per_second:,.0f} tokens/s  {left:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

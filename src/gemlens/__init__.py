@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
     from gemlens.study.fidelity import fidelity
-    from gemlens.train.fit import FitConfig, fit
+    from gemlens.train.config import FitConfig
+    from gemlens.train.fit import fit
 
 __version__ = "0.1.0"
 
@@ -103,7 +104,8 @@ _HOME = {
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
     "study.fidelity": ["fidelity"],
-    "train.fit": ["FitConfig", "fit"],
+    "train.config": ["FitConfig"],
+    "train.fit": ["fit"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
