@@ -1,7 +1,7 @@
 """Do two sides compute the same features of the same activations?
 
 which features are active. One whose pre-activation lies within rounding of its threshold may differ: counted
-their values, relative to the value, to 1e-5. One that is a small rest of a large sum may differ by its rounding: counted
+their values, relative to the value, to 1e-5. A small rest of a large sum may differ by the rounding of it: counted
 reconstructions, relative to the norm of the whole, to 1e-5
 """
 
