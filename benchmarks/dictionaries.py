@@ -48,7 +48,10 @@ def same(kind: Kind) -> Callable[[int], dict[str, Any]]:
 
         sae, (x,) = kind(seed, 1)
         check = compare("", "sae-lens", ours_of(sae, x), theirs_of(sae_lens_of(sae), x), encoder_of(sae), x)
-        shown = ("active", "differing", "differing_at_threshold", "worst_value", "worst_reconstruction")
+        shown = (
+            *("active", "differing", "differing_at_threshold", "worst_value", "apart", "apart_by_rounding"),
+            "worst_reconstruction",
+        )
         return {key: asdict(check)[key] for key in shown} | {"holds": check.holds}
 
     return facts
