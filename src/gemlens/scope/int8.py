@@ -2,10 +2,11 @@
 
     row f = codes[f] * scale[f] * columns
 
-``scale`` holds the largest size of a row at code 127; ``columns``, where there are any, first brings the dimensions of
-the row to a common size. An encoder needs that: one dimension of Gemma's residual stream holds most of its energy, the
-encoder's weights for it are small, and half a step of error in them would be multiplied by thousands. Weights divided
-by their column's mean size are all equally fine (the same idea for activations: SmoothQuant, arXiv:2211.10438).
+``scale`` puts the largest size of a row at code 127. ``columns``, where there are any, first brings the dimensions of
+the row closer together. An encoder needs that: one dimension of Gemma's residual stream holds most of its energy, the
+encoder's weights for it are small, and half a step of error in them would be multiplied by thousands. ``columns`` is
+the square root of a column's mean size, not that size itself: the few features whose largest weight lies in such a
+column would lose all others to it. SmoothQuant (arXiv:2211.10438) halves the way between two matrices alike.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def quantize(weights: Rows, *, by_column: bool = False) -> Int8Rows:
     columns = None
     if by_column:
         sums = torch.stack([block.float().abs().sum(dim=0) for _, block in weights.blocks()])
-        columns = _positive(sums.sum(dim=0) / weights.width)
+        columns = _positive((sums.sum(dim=0) / weights.width).sqrt())
     codes, scales = [], []
     for _, block in weights.blocks():
         rows = block.float() if columns is None else block.float() / columns
