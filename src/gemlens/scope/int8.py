@@ -6,7 +6,7 @@
 the row closer together. An encoder needs that: one dimension of Gemma's residual stream holds most of its energy, the
 encoder's weights for it are small, and half a step of error in them would be multiplied by thousands. ``columns`` is
 the square root of a column's mean size, not that size itself: the few features whose largest weight lies in such a
-column would lose all others to it. SmoothQuant (arXiv:2211.10438) halves the way between two matrices alike.
+column would lose much of the others to it. SmoothQuant (arXiv:2211.10438) halves the way between two matrices alike.
 """
 
 from __future__ import annotations
