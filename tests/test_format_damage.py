@@ -16,10 +16,14 @@ import torch
 
 from gemlens.errors import GemlensError
 from gemlens.scope.load import load_clt, load_crosscoder, load_sae, load_transcoder
+from gemlens.scope.save import save_sae
+from gemlens.sites import parse_site
 from layouts import (
     CLT,
     CROSSCODER,
     GEMMA_SCOPE_1,
+    WIDTH,
+    D,
     random_layers,
     random_weights,
     saelens_config,
@@ -29,6 +33,7 @@ from layouts import (
     write_layers,
     write_saelens,
 )
+from tiny import random_tensors, sae_of
 
 # Values that a hand, a script or a bad disk leaves behind, in JSON and YAML alike.
 ODD = [None, True, False, -1, 0, 3, 1e400, -1.5, "", "x", "layer_norm", "topk", [], {}, [[]], {"a": 1}, "9" * 5000]
@@ -52,6 +57,13 @@ def gemma_scope_1_compressed(root):
 
 def clt(root):
     return load_clt, write_layers(root / CLT, random_layers(skip=True)) / "params_layer_1.safetensors"
+
+
+def int8(root):
+    """Codes, scales and a skip."""
+    sae = sae_of(random_tensors(D, WIDTH, skip=True), parse_site("mlp_in.3"), parse_site("mlp_out.3"))
+    save_sae(sae, root, l0=5, dtype=torch.int8)
+    return load_sae, root / "params.safetensors"
 
 
 def crosscoder(root):
@@ -123,6 +135,7 @@ def mutated(content, dice, end):
     [
         gemma_scope_1,
         gemma_scope_1_compressed,
+        int8,
         clt,
         crosscoder,
         saelens,

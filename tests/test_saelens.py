@@ -6,13 +6,17 @@ import importlib.util
 import pytest
 import torch
 
+from fake_hub import FakeHub, connected
 from gemlens.errors import InputError, MissingPackageError, NotFoundError, WeightsError
 from gemlens.external.saelens import from_saelens, to_saelens
 from gemlens.scope.activation import TopK
+from gemlens.scope.export import export
+from gemlens.scope.load import load_sae
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
+from gemlens.scope.save import save_sae
 from gemlens.sites import Site, parse_site
-from tiny import random_tensors, sae_of
+from tiny import files_below, random_tensors, sae_of
 
 needs_saelens = pytest.mark.skipif(
     importlib.util.find_spec("sae_lens") is None,
@@ -124,6 +128,22 @@ def test_what_cannot_be_carried_over_is_refused():
     transcoder.writes = MLP_OUT
     with pytest.raises(InputError, match="TopK transcoder"):
         to_saelens(transcoder)
+
+
+@needs_saelens
+def test_what_was_exported_from_int8_is_read_by_their_own_loader(tmp_path, hub_home):
+    import sae_lens
+    from sae_lens.loading.pretrained_sae_loaders import gemma_3_sae_huggingface_loader
+
+    name, repo = "resid_post/layer_3_width_40_l0_small", "me/gemma-scope-2-of-mine"
+    save_sae(dictionary(model_name="google/gemma-3-270m"), tmp_path / "small" / name, l0=7, dtype=torch.int8)
+    export(str(tmp_path / "small"), name, tmp_path / "large" / name, dtype=torch.float32)
+    ours, x = load_sae(str(tmp_path / "small"), name), some()
+    with FakeHub({repo: files_below(tmp_path / "large")}) as hub, connected(hub.url, home=hub_home):
+        theirs = sae_lens.SAE.from_pretrained(repo, name, converter=gemma_3_sae_huggingface_loader)
+    with torch.no_grad():
+        assert torch.equal(theirs.encode(x) > 0, ours.encode(x).dense() > 0)
+        assert torch.allclose(theirs(x), ours.reconstruct(x), rtol=1e-5, atol=1e-4)
 
 
 def test_without_saelens_the_command_that_installs_it_is_named(monkeypatch):

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from gemlens.scope.load import load_clt, load_crosscoder, load_sae, load_transcoder
     from gemlens.scope.multilayer import MultiLayer
     from gemlens.scope.sae import SAE
-    from gemlens.scope.save import save_sae
+    from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
     from gemlens.study.fidelity import fidelity
+    from gemlens.study.quantization import quantization_cost
     from gemlens.train.config import FitConfig
     from gemlens.train.fit import fit
 
@@ -73,6 +74,8 @@ __all__ = [
     "load_sae",
     "load_transcoder",
     "parse_site",
+    "quantization_cost",
+    "save_multilayer",
     "save_sae",
     "to_html",
     "to_json",
@@ -100,10 +103,11 @@ _HOME = {
     "scope.load": ["load_clt", "load_crosscoder", "load_sae", "load_transcoder"],
     "scope.multilayer": ["MultiLayer"],
     "scope.sae": ["SAE"],
-    "scope.save": ["save_sae"],
+    "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
     "study.fidelity": ["fidelity"],
+    "study.quantization": ["quantization_cost"],
     "train.config": ["FitConfig"],
     "train.fit": ["fit"],
 }

@@ -18,6 +18,7 @@ __all__ = [
     "Fidelity",
     "LossWith",
     "Provenance",
+    "QuantizationCost",
     "Sweep",
     "SweepPoint",
     "TokenRecord",
@@ -220,6 +221,27 @@ class Fidelity:
     def ce_recovered_mean(self) -> float:
         """The same against replacing the activation by its mean, a much harder baseline."""
         return 1 - self.spliced.above_clean / self.mean_ablated.above_clean
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationCost:
+    """A dictionary before and after it was stored in fewer bits, on the same tokens."""
+
+    exact: Fidelity
+    quantized: Fidelity
+    kept: float
+    """Share of the active features, by token, that are still active: |before and after| / |before|."""
+    added: float
+    """Active features, by token, that were not active before, relative to all that were."""
+
+    @property
+    def ce_change(self) -> float:
+        """Nats a token that splicing in costs more than before."""
+        return self.quantized.spliced.ce - self.exact.spliced.ce
+
+    @property
+    def variance_explained_change(self) -> float:
+        return self.quantized.variance_explained - self.exact.variance_explained
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
 
-__all__ = ["load_clt", "load_crosscoder", "load_sae", "load_transcoder", "split_id"]
+__all__ = ["load_clt", "load_crosscoder", "load_sae", "load_transcoder", "locate", "split_id"]
 
 
 def split_id(sae_id: str, category: str | None) -> tuple[str, str]:
@@ -54,7 +54,8 @@ def load_sae(
         sae_id: ``layer_12_width_16k_l0_small``, or with its category ``resid_post/layer_12_width_16k_l0_small``;
             nothing for a folder that holds one dictionary.
         category: for ids without one.
-        dtype: of the arithmetic; files hold float32 or bfloat16.
+        dtype: of the arithmetic; files hold float32, bfloat16 or int8. int8 stays int8 in memory, and is turned into
+            ``dtype`` block by block.
 
     Raises:
         NotFoundError: no such release or id; nearest names included.
@@ -63,7 +64,7 @@ def load_sae(
         InputError: a CLT or crosscoder.
         MissingPackageError: ``starter`` without its data package.
     """
-    folder, layout = _locate(release, sae_id, category, revision, over_layers=False)
+    folder, layout = locate(release, sae_id, category, revision, over_layers=False)
     sae = layout.read(folder, Target(torch.device(device), dtype))
     assert isinstance(sae, SAE)
     return sae
@@ -122,7 +123,7 @@ def load_crosscoder(
 
 
 def _over_layers(release: str, name: str, revision: str | None, to: Target, *, crosscoder: bool) -> MultiLayer:
-    folder, layout = _locate(release, name, None, revision, over_layers=True)
+    folder, layout = locate(release, name, None, revision, over_layers=True)
     if names_crosscoder(folder.said) != crosscoder:
         raise InputError(
             f"{name or release} is a CLT; use load_clt (a crosscoder's folder names its layers: layer_7_13_17_22_…)"
@@ -134,10 +135,10 @@ def _over_layers(release: str, name: str, revision: str | None, to: Target, *, c
     return dictionary
 
 
-def _locate(
-    release: str, name: str, category: str | None, revision: str | None, *, over_layers: bool
+def locate(
+    release: str, name: str, category: str | None, revision: str | None, *, over_layers: bool | None = None
 ) -> tuple[Folder, Format]:
-    """The folder of a dictionary, and the format it is in."""
+    """The folder of a dictionary, and the format it is in; ``over_layers`` refuses the other kind."""
     name = name.strip("/")
     path = "/".join(filter(None, split_id(name, category if name else None)))
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
@@ -167,7 +168,7 @@ def _named(release: str, name: str, path: str) -> tuple[str, str]:
 
 # Both are given a path with the category and the bare name: a category that only stands in for none does not hide
 # what the name finds.
-def _in_folder(release: str, root: Path, paths: list[str], *, over_layers: bool) -> tuple[Folder, Format]:
+def _in_folder(release: str, root: Path, paths: list[str], *, over_layers: bool | None) -> tuple[Folder, Format]:
     """A dictionary below ``root``, or ``root`` itself where it is one."""
     path = paths[0]
     for inside in filter(None, paths):
@@ -196,7 +197,7 @@ def _formats_of(root: Path, path: str) -> list[Format]:
 
 
 def _the_one(
-    release: str, root: Path, path: str, inside: str, found: list[Format], *, over_layers: bool
+    release: str, root: Path, path: str, inside: str, found: list[Format], *, over_layers: bool | None
 ) -> tuple[Folder, Format]:
     if len(found) > 1:
         names = ", ".join("/".join(filter(None, each.place(inside) or ())) for each in found)
@@ -208,7 +209,7 @@ def _the_one(
     return LocalFolder(release, path, root / place[0]), layout
 
 
-def _in_repo(repo: str, paths: list[str], revision: str | None, *, over_layers: bool) -> tuple[Folder, Format]:
+def _in_repo(repo: str, paths: list[str], revision: str | None, *, over_layers: bool | None) -> tuple[Folder, Format]:
     """A dictionary of a hub repository: what the cache has, else what the hub has, the likeliest format first."""
     if paths[0].startswith(("clt/", "crosscoder/")):
         _check_kind(paths[0], True, over_layers)
@@ -241,8 +242,8 @@ def _first_on_hub(repo: str, files: list[str], revision: str | None) -> int:
         raise
 
 
-def _check_kind(name: str, is_over_layers: bool, wanted: bool) -> None:
-    if is_over_layers and not wanted:
+def _check_kind(name: str, is_over_layers: bool, wanted: bool | None) -> None:
+    if is_over_layers and wanted is False:
         use = "load_crosscoder" if names_crosscoder(name) else "load_clt"
         raise InputError(f"{name} is over several layers; use {use}")
     if wanted and not is_over_layers:

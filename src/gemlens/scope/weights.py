@@ -76,23 +76,25 @@ class TensorFile:
     def read(self, name: str, dtype: torch.dtype, *, first: int = 0, transposed: bool = False) -> Tensor:
         """One tensor in ``dtype``; ``tensor[:, first:]`` without reading the rest into memory.
 
-        ``transposed``: of a matrix ``tensor.T``, each of its rows in one piece of memory.
+        ``transposed``: of a matrix ``tensor.T``, each of its rows in one piece of memory. int8 is given out only as
+        int8: without their scales, such numbers are no weights.
 
         Raises:
             WeightsError: truncated or damaged, or values that are not finite real numbers.
         """
         stored = self.tensors[name]
-        if isinstance(stored.dtype, str):
+        stored_as = torch.int8 if (stored.dtype, dtype) == ("I8", torch.int8) else stored.dtype
+        if isinstance(stored_as, str):
             raise WeightsError(
-                f"{self.path}: {name} holds {stored.dtype[:40]}, no real numbers gemlens knows; download it again"
+                f"{self.path}: {name} holds {stored_as[:40]}, no real numbers gemlens knows; download it again"
             )
         turn = transposed and not stored.columns_first
         shape = stored.shape[::-1] if stored.columns_first else stored.shape
         try:
             with stored.open() as file:
                 if turn:
-                    return _read_turned(file, shape, stored.dtype, dtype)
-                tensor = _read(file, shape, stored.dtype, dtype, 0 if stored.columns_first else first)
+                    return _read_turned(file, shape, stored_as, dtype)
+                tensor = _read(file, shape, stored_as, dtype, 0 if stored.columns_first else first)
         except _NotFiniteError:
             kind = str(dtype).removeprefix("torch.")
             raise WeightsError(

@@ -37,11 +37,11 @@ from gemlens.study.activity import Activity, activity
 from gemlens.study.fit_check import check_fit
 from gemlens.study.verdict import verdict
 
-__all__ = ["DEAD_TOKENS", "LENGTH", "activity_on", "fidelity", "rows_of"]
+__all__ = ["DEAD_TOKENS", "LENGTH", "VARIANCE_ROWS", "activity_on", "fidelity", "rows_of"]
 
 LENGTH = 128
 DEAD_TOKENS = 1_000_000
-_VARIANCE_ROWS, _LOSS_ROWS = 512, 64
+VARIANCE_ROWS, _LOSS_ROWS = 512, 64
 _TOGETHER = 16
 
 
@@ -65,7 +65,7 @@ def fidelity(
         MismatchError: the dictionary does not fit the model.
     """
     warnings = check_fit(model, dictionary)
-    rows = list(islice(rows_of(model, texts), _VARIANCE_ROWS))
+    rows = list(islice(rows_of(model, texts), VARIANCE_ROWS))
     if len(rows) < 2:
         raise InputError(f"the text fills {len(rows)} rows of {LENGTH} tokens; fidelity needs 2, and wants 512")
     tokens = torch.from_numpy(np.stack(rows))

@@ -61,9 +61,9 @@ FORMATS = [
 ]
 
 
-def likeliest_first(path: str, *, over_layers: bool) -> list[Format]:
-    """The formats of a kind, those first that are published under such paths."""
-    of_kind = [each for each in FORMATS if each.over_layers == over_layers]
+def likeliest_first(path: str, *, over_layers: bool | None) -> list[Format]:
+    """The formats of a kind, or of both, those first that are published under such paths."""
+    of_kind = [each for each in FORMATS if over_layers in (None, each.over_layers)]
     return sorted(of_kind, key=lambda each: re.search(each.hint, path) is None)
 
 

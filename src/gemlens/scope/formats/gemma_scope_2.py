@@ -3,6 +3,7 @@
     config.json           hook points, width, model_name, architecture, affine_connection; some folders have none
     params.safetensors    w_enc [d_in, F]  w_dec [F, d_out]  b_enc [F]  b_dec [d_out]  threshold [F]
                           affine_skip_connection [d_in, d_out] (optional)
+    or with ``quantized: int8`` in config.json, as ``int8`` has it
 
 Config against tensors: the tensors are what was trained, so a skip that is there is applied whatever the config says.
 What would have to be guessed is refused: another width, another architecture, a skip that is announced and missing.
@@ -16,8 +17,8 @@ from typing import Any
 
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, read_config
-from gemlens.scope.formats.layout import Layout, Target, read
-from gemlens.scope.rows import DenseRows
+from gemlens.scope.formats.int8 import is_quantized, read_weights
+from gemlens.scope.formats.layout import Layout, Target
 from gemlens.scope.sae import SAE
 from gemlens.scope.weights import open_safetensors
 from gemlens.sites import Site, parse_hook_point
@@ -52,21 +53,21 @@ def read_sae(folder: Folder, to: Target) -> SAE:
     path = folder.find("config.json")
     config = check_config(read_config(path), str(path)) if path else {}
     reads, writes = _sites(config, folder)
-    tensors = read(file, LAYOUT, to)
-    width = len(tensors["b_enc"])
+    weights = read_weights(file, LAYOUT, to, quantized=is_quantized(config, str(path)))
+    small, width = weights.small, weights.encoder.width
     if config.get("width", width) != width:
         raise WeightsError(
             f"{path} says width {str(config['width'])[:40]!r}, the tensors beside it have {width} features; "
             "download both again"
         )
-    check_skip(config, folder, has_skip="skip" in tensors)
+    check_skip(config, folder, has_skip="skip" in small)
     return SAE(
-        DenseRows(tensors["encoder"]),
-        DenseRows(tensors["decoder"]),
-        b_enc=tensors["b_enc"],
-        b_dec=tensors["b_dec"],
-        threshold=tensors["threshold"],
-        skip=tensors.get("skip"),
+        weights.encoder,
+        weights.decoder,
+        b_enc=small["b_enc"],
+        b_dec=small["b_dec"],
+        threshold=small["threshold"],
+        skip=small.get("skip"),
         reads=reads,
         writes=writes,
         info=folder.info(reads, width, model_name(config)),

@@ -20,13 +20,13 @@ import re
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
 from gemlens.scope.formats.gemma_scope_2 import LAYOUT, check_config, check_skip, model_name
-from gemlens.scope.formats.layout import Target, check_layers, read
+from gemlens.scope.formats.int8 import is_quantized, read_weights
+from gemlens.scope.formats.layout import Target, check_layers
 from gemlens.scope.multilayer import Layer, MultiLayer
-from gemlens.scope.rows import DenseRows
 from gemlens.scope.weights import open_safetensors
 from gemlens.sites import Site
 
-__all__ = ["names_crosscoder", "read_layers"]
+__all__ = ["names_crosscoder", "read_layers", "sites_of"]
 
 _LAYERS = re.compile(r"(?:^|/)layer_([0-9]{1,6}(?:_[0-9]{1,6})+)_width_[^/]*$")
 
@@ -38,20 +38,19 @@ def names_crosscoder(path: str) -> bool:
 
 def read_layers(folder: Folder, to: Target) -> MultiLayer:
     """The CLT or crosscoder of a folder: a crosscoder if the folder's name lists its layers."""
-    crosses = _LAYERS.search(folder.said)
     path = folder.find("config.json")
     config = check_config(read_config(path), str(path)) if path else {}
     count = _count(folder)
-    if crosses:
-        numbers = [int(number) for number in crosses[1].split("_")]
-        reads = writes = [Site(number, "resid_post") for number in numbers]
-        if len(numbers) != count or sorted(set(numbers)) != numbers:
-            raise WeightsError(
-                f"{folder.path or folder.release} names the layers {crosses[1]}, its tensors are of {count} layers"
-            )
-    else:
-        reads, writes = ([Site(number, name) for number in range(count)] for name in ("mlp_in", "mlp_out"))
-    layers = [_layer(folder, index, count, 0 if crosses else index, to) for index in range(count)]
+    reads, writes = sites_of(folder.said, count)
+    if len(reads) != count or sorted(set(reads)) != reads:
+        named = "_".join(str(site.layer) for site in reads)
+        raise WeightsError(
+            f"{folder.path or folder.release} names the layers {named}, its tensors are of {count} layers"
+        )
+    quantized = is_quantized(config, str(path))
+    layers = [
+        _layer(folder, index, count, 0 if reads == writes else index, to, quantized=quantized) for index in range(count)
+    ]
     # A repository is not mixed by accident, and asking it costs.
     if isinstance(folder, LocalFolder) and folder.find(f"params_layer_{count}.safetensors"):
         raise WeightsError(
@@ -62,6 +61,15 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
     check_skip(config, folder, has_skip=all(layer.skip is not None for layer in layers))
     width = sum(layer.encoder.width for layer in layers)
     return MultiLayer(layers, reads=reads, writes=writes, info=folder.info(reads[0], width, model_name(config)))
+
+
+def sites_of(path: str, count: int) -> tuple[list[Site], list[Site]]:
+    """What a dictionary of ``count`` layers in such a folder reads and writes."""
+    if crosses := _LAYERS.search(path):
+        numbers = [int(number) for number in crosses[1].split("_")]
+        return ([Site(number, "resid_post") for number in numbers],) * 2
+    reads, writes = ([Site(number, name) for number in range(count)] for name in ("mlp_in", "mlp_out"))
+    return reads, writes
 
 
 def _count(folder: Folder) -> int:
@@ -77,21 +85,23 @@ def _count(folder: Folder) -> int:
     return shape[1]
 
 
-def _layer(folder: Folder, index: int, count: int, first: int, to: Target) -> Layer:
+def _layer(folder: Folder, index: int, count: int, first: int, to: Target, *, quantized: bool) -> Layer:
     try:
         path = folder.need(f"params_layer_{index}.safetensors")
-        tensors = read(open_safetensors(path), LAYOUT, to, outputs=count, first=first)
+        file = open_safetensors(path)
+        weights = read_weights(file, LAYOUT, to, quantized=quantized, outputs=count, first=first)
     except NotFoundError as error:
         raise WeightsError(
             f"{folder.path or folder.release} is of {count} layers and lacks params_layer_{index}.safetensors; "
             "download it again"
         ) from error
+    small = weights.small
     return Layer(
-        DenseRows(tensors["encoder"]),
-        DenseRows(tensors["decoder"].flatten(0, 1)),
-        b_enc=tensors["b_enc"],
-        threshold=tensors["threshold"],
-        b_dec=tensors["b_dec"],
-        skip=tensors.get("skip"),
+        weights.encoder,
+        weights.decoder,
+        b_enc=small["b_enc"],
+        threshold=small["threshold"],
+        b_dec=small["b_dec"],
+        skip=small.get("skip"),
         first=first,
     )

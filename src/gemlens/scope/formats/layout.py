@@ -47,13 +47,20 @@ class Target:
 
 
 def read(
-    file: TensorFile, layout: Layout, to: Target, *, outputs: int | None = None, first: int = 0
+    file: TensorFile,
+    layout: Layout,
+    to: Target,
+    *,
+    outputs: int | None = None,
+    first: int = 0,
+    codes: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """The tensors of one file by our names, of shapes that fit together; one at a time.
 
     Args:
         outputs: of a decoder [F, outputs, d_out].
         first: of these outputs to keep; the ones before are never held in memory.
+        codes: ours; stored as int8, and given as such.
 
     Raises:
         WeightsError: a tensor is missing, damaged or not finite, or shapes contradict each other.
@@ -85,8 +92,9 @@ def read(
     tensors = {}
     for ours, name in theirs.items():
         if name in file.tensors:
+            dtype = torch.int8 if ours in codes else to.dtype
             kept = first if ours == "decoder" else 0
-            tensor = file.read(name, to.dtype, first=kept, transposed=ours in layout.transposed)
+            tensor = file.read(name, dtype, first=kept, transposed=ours in layout.transposed)
             tensors[ours] = tensor.to(to.device)
     return tensors
 
