@@ -2,7 +2,7 @@
 
 which features are active. One whose pre-activation lies within rounding of its threshold may differ: counted
 their values, relative to the value, to 1e-5. A small rest of a large sum may differ by the rounding of it: counted
-reconstructions, relative to the norm of the whole, to 1e-5
+reconstructions, relative to the norm of the whole, to 1e-5, of tokens with the same active features
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def compare(name: str, peer: str, ours: Side, theirs: Side, encoder: Encoder, x:
     relative = difference[both] / ours.acts[both]
     apart = both & (difference > TOLERANCE * ours.acts)
     beyond, near = encoder.rounding(x, differing)
+    alike = ~differing.any(dim=1)
     return Check(
         name=name,
         peer=peer,
@@ -95,7 +96,7 @@ def compare(name: str, peer: str, ours: Side, theirs: Side, encoder: Encoder, x:
         worst_value=float(relative.max()) if relative.numel() else 0.0,
         apart=int(apart.sum()),
         apart_by_rounding=int((difference[apart] <= encoder.rounding(x, apart)[1]).sum()),
-        worst_reconstruction=float((ours.recon - theirs.recon).norm() / ours.recon.norm()),
+        worst_reconstruction=float((ours.recon - theirs.recon)[alike].norm() / ours.recon[alike].norm()),
         note=note,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dictionaries import KINDS, Kind, same
-from timing import Absent, Aim, Case, Work
+from timing import Aim, Case, Work
 
 INPUTS = 5
 AIMS = {"d 2304, 65k features": 2.0, "d 2304, 16k features": 1.5, "d 640, 16k features": 1.5}
@@ -17,10 +17,7 @@ AIMS = {"d 2304, 65k features": 2.0, "d 2304, 16k features": 1.5, "d 640, 16k fe
 def _gemlens(kind: Kind, *, screening: bool) -> Callable[[int], Work]:
     def side(seed: int) -> Work:
         sae, (warm, *timed) = kind(seed, 1 + INPUTS)
-        if not screening:
-            if not hasattr(sae.encoder, "screening"):
-                raise Absent("there is no screen to switch off")
-            sae.encoder.screening = False
+        sae.encoder.screening = screening
         return Work(sae.encode, timed, warm, [sae], lambda found: {"l0": len(found.ids) / len(found)})
 
     return side

@@ -53,9 +53,10 @@ def _in_steps(seed: int) -> Work:
 def _timed(seed: int) -> dict[str, float]:
     steps: dict[str, float] = {}
     start = time.perf_counter()
-    with _adding(steps, "import torch"):
+    uncollected = pkgutil.resolve_name("gemlens.app.load:uncollected")
+    with uncollected(), _adding(steps, "import torch"):
         importlib.import_module("torch")
-    with _adding(steps, "import transformers' Gemma 3"):
+    with uncollected(), _adding(steps, "import transformers' Gemma 3"):
         from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, PreTrainedTokenizerFast  # noqa: F401
     with _adding(steps, "import gemlens"):
         cli = importlib.import_module("gemlens.app.cli")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timing import Absent, Aim, Case, Work
+from timing import Aim, Case, Work
 
 PROMPTS, TOKENS, INPUTS = 64, 20, 2
 
@@ -18,10 +18,8 @@ def _inputs(seed: int, count: int) -> tuple[Any, Any, list[list[str]]]:
 
 
 def _batched_way(model: Any, sae: Any) -> Any:
-    try:
-        from gemlens.study.analyze import analyze_many
-    except ImportError as error:
-        raise Absent("gemlens has no analyze_many") from error
+    from gemlens import analyze_many
+
     return lambda prompts: list(analyze_many(model, [sae], prompts))
 
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from gemlens.lm.gemma import Model
     from gemlens.scope.sae import SAE
 
-__all__ = ["load", "load_model_only"]
+__all__ = ["load", "load_model_only", "uncollected"]
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Imports and models make a million objects that stay: to look for garbage among them takes half a second."""
     gc.disable()
     try:
@@ -34,7 +34,7 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def load(
     console: Console,
     model_id: str,
@@ -70,7 +70,7 @@ def load(
     return dictionaries, model, warnings
 
 
-@_uncollected()
+@uncollected()
 def load_model_only(
     console: Console, model_id: str, release: str | None = None, *, device: str, dtype: str
 ) -> tuple[Model, torch.device]:

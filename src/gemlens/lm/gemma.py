@@ -195,9 +195,19 @@ def ragged_activations(model: Model, texts: Sequence[Tensor], sites: Sequence[Si
 
 
 def _pass(model: Model, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    masks = _no_masks(model, tokens.shape[1])
     with reading(model, sites, stop=True) as found, suppress(StopForward):
-        model.backbone(input_ids=tokens.to(model.device), use_cache=False)
+        model.backbone(input_ids=tokens.to(model.device), attention_mask=masks, use_cache=False)
     return {site: tensors[0] for site, tensors in found.items()}
+
+
+def _no_masks(model: Model, n: int) -> dict[str, None] | None:
+    """Masks by kind of layer for texts that fit into every window, where SDPA's own causal one is all it takes; else
+    None, which has them built. transformers 4.57 always builds them, and attention with a mask is slower: 5 % of a
+    pass over 128 tokens."""
+    window = getattr(model.config, "sliding_window", None) or n
+    plain = model.config._attn_implementation == "sdpa" and n <= window
+    return {"full_attention": None, "sliding_attention": None} if plain else None
 
 
 @torch.no_grad()
