@@ -73,9 +73,12 @@ def capped(monkeypatch):
 def test_two_processes_train_what_one_does(case, trained, capped):
     """20 float32 steps, to 1e-5: weights (decoder rows have norm 1), losses, and the dictionary at the end."""
     learner, steps = worker.train(case, Alone())
-    dead = steps[:, worker.Step._fields.index("dead")]
-    assert dead.max() > worker.CAP, "the auxiliary loss of dead features, and its limit, were to take part"
     whole, config = worker.weights_of(learner), learner.config
+    assert steps[:, worker.Step._fields.index("dead")].max() > worker.CAP, (
+        "more were to be dead than are helped at once"
+    )
+    dead = learner._silent[0] > config.dead_after
+    assert (whole["b_enc.0"][dead] != worker.START).any(), "the auxiliary loss was to take part"
     for rank in range(2):
         found = load_file(trained / f"{case}.{rank}")
         torch.testing.assert_close(found["steps"], steps, rtol=1e-5, atol=1e-5)
