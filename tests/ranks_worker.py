@@ -6,7 +6,7 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python ranks_worker.py cases
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemlens.errors import GemlensError
 from gemlens.scope.multilayer import MultiLayer
+from gemlens.scope.rows import Rows
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site, parse_site
 from gemlens.train import learner as learning
@@ -82,7 +83,8 @@ def steps_of(steps: list[Step]) -> Tensor:
 def folded(dictionary: SAE | MultiLayer) -> dict[str, Tensor]:
     found = {}
     for index, part in enumerate(dictionary.layers if isinstance(dictionary, MultiLayer) else [dictionary]):
-        for name, matrix in (("encoder", part.encoder), ("decoder", part.decoder)):
+        matrices: dict[str, Rows] = {"encoder": part.encoder, "decoder": part.decoder}
+        for name, matrix in matrices.items():
             found[f"{name}.{index}"] = torch.cat([rows for _, rows in matrix.blocks()])
         for name in ("b_enc", "b_dec", "threshold", "skip"):
             if (tensor := getattr(part, name)) is not None:
@@ -126,7 +128,7 @@ def resume(ranks: Ranks, folder: Path) -> None:
     assert nothing.shape == (0, 3) and uneven.shape == (3, 2) and uneven.dtype == torch.bool and uneven.all()
 
 
-def said(call: object, path: Path) -> None:
+def said(call: Callable[[], object], path: Path) -> None:
     try:
         call()
     except GemlensError as error:
