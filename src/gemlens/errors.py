@@ -4,7 +4,7 @@ GemlensError            the root: catch this one
 ├── InputError          an option, prompt or file that cannot be used as given
 ├── NotFoundError       a release, id, layer, site or file that does not exist (nearest names included)
 ├── AccessError         a gated or private repository, or a token that was refused
-├── NetworkError        a hub that cannot be reached or does not answer
+├── NetworkError        a hub, or another process of a run, that cannot be reached or does not answer
 ├── WeightsError        truncated, corrupt or incomplete tensors
 ├── MismatchError       a dictionary that does not fit the model
 ├── MissingPackageError an optional part that is not installed
@@ -49,7 +49,7 @@ class AccessError(GemlensError, PermissionError):
 
 
 class NetworkError(GemlensError, ConnectionError):
-    """The hub cannot be reached, or failed to answer."""
+    """The hub, or another process of a run, cannot be reached or failed to answer."""
 
 
 class WeightsError(GemlensError, ValueError):

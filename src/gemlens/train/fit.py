@@ -15,6 +15,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.train.config import FitConfig
 from gemlens.train.learner import Learner, Step
+from gemlens.train.ranks import Ranks
 
 __all__ = ["fit"]
 
@@ -29,6 +30,7 @@ def fit(
     config: FitConfig,
     *,
     info: DictionaryInfo | None = None,
+    ranks: Ranks | None = None,
     report: Callable[[Step], None] = lambda _: None,
 ) -> SAE | MultiLayer:
     """Train a dictionary on activations, BOS left out and tokens shuffled.
@@ -36,10 +38,14 @@ def fit(
     Args:
         batches: at least ``config.steps`` of them, each [config.batch, d] for every site; of an SAE, plain tensors do.
         info: how the result is named; after its site and width by default.
+        ranks: the processes that share the features, each of which is given the same batches and returns the whole
+            dictionary; this one alone by default.
         report: called after every step.
 
     Raises:
-        InputError: the batches end before the tokens that the config asks for, were empty, or lack a site.
+        InputError: the batches end before the tokens that the config asks for, were empty, or lack a site;
+            fewer features than processes, or processes with different configs or batches.
+        NetworkError: another process ended, or did not answer.
         WeightsError: the loss is no longer finite.
     """
     stream = iter(_by_site(batch, config) for batch in batches)
@@ -47,7 +53,7 @@ def fit(
     if not first:
         raise InputError("there are no activations to train on; the corpus is empty")
     sample = {site: torch.cat([batch[site] for batch in first]) for site in first[0]}
-    learner = Learner(config, sample, info)
+    learner = Learner(config, sample, info, ranks=ranks)
     del sample
     steps = 0
     for batch in _take(chain(first, stream), config.steps):

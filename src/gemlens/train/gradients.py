@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gemlens.train.activation import BANDWIDTH, batch_level, threshold_gradient, token_level, where_above
 from gemlens.train.config import FitConfig
-from gemlens.train.ranks import Ranks
+from gemlens.train.ranks import Ranks, share
 from gemlens.train.weights import Weights
 
 __all__ = ["Outcome", "token_weights", "train_pass"]
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     levels: list[float]
     """A layer each: what ``l0`` features a token exceed in this batch; of JumpReLU, nothing."""
     fired: list[Tensor]
-    """A layer each: [features], bool."""
+    """A layer each: [features of this process], bool."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def train_pass(
         grads: of the same shapes, float32; overwritten.
         x: what each layer reads, [n, d_in], scaled.
         y: [n, d_out of all layers], float32, scaled.
-        dead: ids of the dead features of each layer that get the auxiliary loss.
+        dead: ids of the dead features of each layer that get the auxiliary loss, on every process the same.
         hints: a guess of each layer's level, from below.
         warmth: share of the L0 penalty in force.
     """
@@ -101,7 +101,8 @@ def train_pass(
     layers = []
     for index, (own, own_grads, read) in enumerate(zip(weights, grads, x, strict=True)):
         layers.append(_encode(own, own_grads, read.to(own.w_enc.dtype), index * d_out, config, hints[index], ranks))
-    blocks = _blocks(config, layers[0])
+    held = share(config.width, ranks)
+    blocks = _blocks(config, held)
     errors = _errors(layers, y, blocks, ranks)
     importance = token_weights(y, config.norm_limit)
     scale = -2 * importance[:, None] / (y.numel() * len(blocks))
@@ -115,8 +116,9 @@ def train_pass(
         loss += excess * (l0 / config.l0 - 1)
         _backward(layer, owed, blocks, 2 * excess / (config.l0 * len(y)))
     for layer, ids in zip(layers, dead, strict=True):
-        if int(ranks.sum(torch.tensor(len(ids)))):
-            loss += _auxiliary(layer, ids, errors[-1], importance, AUXILIARY_WEIGHT / len(layers), ranks)
+        if len(ids):
+            here = ids[(ids >= held.start) & (ids < held.stop)] - held.start
+            loss += _auxiliary(layer, here, errors[-1], importance, AUXILIARY_WEIGHT / len(layers), ranks)
     fvu = errors[-1].pow(2).sum() / (y - y.mean(dim=0)).pow(2).sum()
     levels, fired = [layer.level for layer in layers], [each > 0 for each in firings]
     return Outcome(float(loss), float(fvu), sum(l0s) / len(l0s), levels, fired)
@@ -135,9 +137,9 @@ def _encode(
     return _Layer(weights, grads, x, first, pre, margin, where_above(pre, margin), level)
 
 
-def _blocks(config: FitConfig, layer: _Layer) -> list[slice]:
-    """The features that each Matryoshka prefix adds to the one before."""
-    edges = [0, *config.groups, len(layer.pre)]
+def _blocks(config: FitConfig, held: slice) -> list[slice]:
+    """The features that each Matryoshka prefix adds to the one before, counted from the first of this process."""
+    edges = [min(max(edge, held.start), held.stop) - held.start for edge in (0, *config.groups, config.width)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _DEAD_TOGETHER = 512
 _GRADIENT_NORM = 1.0
 _LEVEL_RATE = 0.05
 """The threshold is a running mean over some 20 batches."""
+_ALIKE = 1e-3
+"""How far the means of samples may be apart, in units of the scaled inputs, to count as of the same sample."""
 _HINT = 0.8
 """Of the level of the batch before: where the search for the next one's begins."""
 
@@ -61,10 +64,12 @@ class Learner:
         sample: the first tokens of every site, [n, d]: for mean and scale.
         info: how the result is named; after its site and width by default.
         dtype: of products.
-        ranks: the processes that share the features.
+        ranks: the processes that share the features. Each makes a learner, of the same config and sample, and calls
+            the same methods with the same batches.
 
     Raises:
-        InputError: a site is missing from the sample, or the sample is empty.
+        InputError: a site is missing from the sample, or the sample is empty; a width below the number of processes,
+            or another process has another config or sample.
         WeightsError: the sample is not finite.
     """
 
@@ -81,9 +86,11 @@ class Learner:
         self._ranks: Ranks = ranks or Alone()
         self._reads, self._writes = config.sites_read, config.sites_written
         self._scaling = {site: Scaling.of(_given(sample, site), site) for site in self.sites}
+        self._check_alike()
         self._step = 0
         self._weights = self._initial_weights(sample)
         self._grads = [weights.zeros() for weights in self._weights]
+        # Of all features, on every process: which of them count as dead is then settled without asking.
         self._silent = [torch.zeros(config.width) for _ in self._weights]
         self._threshold = [0.0 for _ in self._weights]
         # Of the batch before. No part of the state: it speeds up a search, whose result is the same with any.
@@ -120,16 +127,16 @@ class Learner:
         self._update(norm)
         self._step += 1
         for index, fired in enumerate(found.fired):
-            self._silent[index] = torch.where(fired, 0, self._silent[index] + len(y))
+            self._silent[index] = torch.where(self._ranks.gather(fired), 0, self._silent[index] + len(y))
             rate = _LEVEL_RATE if self._step > 1 else 1.0
             self._threshold[index] += rate * (found.levels[index] - self._threshold[index])
         self._levels = found.levels
-        dead = self._ranks.sum((torch.stack(self._silent) > self.config.dead_after).sum())
-        return Step(self._step, found.loss, found.fvu, found.l0, int(dead))
+        dead = int((torch.stack(self._silent) > self.config.dead_after).sum())
+        return Step(self._step, found.loss, found.fvu, found.l0, dead)
 
     def state(self) -> dict[str, Tensor | float | int]:
-        """Everything that going on needs, by name; copies."""
-        state: dict[str, Tensor | float | int] = {"step": self._step}
+        """Everything that going on needs, by name; copies. Of several processes, each has the state of its slice."""
+        state: dict[str, Tensor | float | int] = {"step": self._step, "rank": self._ranks.rank}
         for site, scaling in self._scaling.items():
             state |= {f"mean.{site}": scaling.mean.clone(), f"scale.{site}": scaling.scale}
         for index, silent in enumerate(self._silent):
@@ -140,12 +147,13 @@ class Learner:
         """Take up a ``state`` of the same config: going on is then the same to the bit, on CPU.
 
         Raises:
-            MismatchError: the state of another dictionary.
+            MismatchError: the state of another dictionary, or of another slice; processes at different steps.
         """
         own = self.state()
         shapes, given = ({name: getattr(value, "shape", ()) for name, value in each.items()} for each in (own, state))
         if differing := sorted(name for name in {*own, *state} if shapes.get(name) != given.get(name)):
             raise MismatchError(f"this state is not of {self.info.id}: {', '.join(differing[:3])} differs; start anew")
+        self._check_slice(state)
         self._step = int(state["step"])
         self._scaling = {
             site: Scaling(torch.as_tensor(state[f"mean.{site}"]).clone(), float(state[f"scale.{site}"]))
@@ -158,17 +166,41 @@ class Learner:
         self._refresh()
 
     def finish(self) -> SAE | MultiLayer:
-        """The dictionary, float32: JumpReLU, mean and scale folded in."""
+        """The dictionary, float32: JumpReLU, mean and scale folded in. Whole on every process, and each has to call."""
+        whole = [weights.gathered(self._ranks) for weights in self._weights]
         thresholds = [
             torch.full_like(weights.b_enc, threshold) if weights.log_threshold is None else weights.log_threshold.exp()
-            for weights, threshold in zip(self._weights, self._threshold, strict=True)
+            for weights, threshold in zip(whole, self._threshold, strict=True)
         ]
         return fold(
-            self._weights, thresholds,
+            whole, thresholds,
             inputs=[self._scaling[site] for site in self._reads],
             outputs=[self._scaling[site] for site in self._writes],
             reads=self._reads, writes=self._writes, info=self.info, multilayer=self.config.kind == "clt",
         )  # fmt: skip
+
+    def _check_alike(self) -> None:
+        """Processes that train different things would wait for one another, or mix them up."""
+        told = self._ranks.gather(torch.tensor([zlib.crc32(repr(self.config).encode())]))
+        if (told != told[0]).any():
+            raise InputError("the processes were given different configs; they share the features of one dictionary")
+        for site, (mean, scale) in self._scaling.items():
+            # Apart by more than rounding, which may differ among machines.
+            if float((self._ranks.gather(mean[None]) - mean).abs().max()) * scale > _ALIKE:
+                raise InputError(
+                    f"the processes do not read the same activations of {site}; give each the same batches, they share "
+                    "the features and not the tokens"
+                )
+
+    def _check_slice(self, state: Mapping[str, Tensor | float | int]) -> None:
+        found = self._ranks.gather(torch.tensor([[int(state["rank"]), int(state["step"])]])).tolist()
+        ranks, steps = zip(*found, strict=True)
+        if list(ranks) != list(range(self._ranks.size)):
+            raise MismatchError(
+                f"processes 0 to {len(ranks) - 1} were given states of {list(ranks)}; give each its own"
+            )
+        if len(set(steps)) > 1:
+            raise MismatchError(f"the processes' states are of steps {list(steps)}; give states of one step")
 
     def _initial_weights(self, sample: Mapping[Site, Tensor]) -> list[Weights]:
         generator = torch.Generator().manual_seed(self.config.seed)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gemlens.train.activation import batch_level
 from gemlens.train.config import FitConfig
-from gemlens.train.ranks import Ranks
+from gemlens.train.ranks import Ranks, share
 
 __all__ = ["Weights", "initial_weights"]
 
@@ -55,6 +55,12 @@ class Weights:
     def to(self, dtype: torch.dtype) -> Weights:
         return Weights(**{name: tensor.to(dtype) for name, tensor in self.tensors().items()})
 
+    def gathered(self, ranks: Ranks) -> Weights:
+        """Those of all features, where each process holds a slice."""
+        thresholds = None if self.log_threshold is None else ranks.gather(self.log_threshold)
+        w_enc, b_enc, w_dec = (ranks.gather(tensor) for tensor in (self.w_enc, self.b_enc, self.w_dec))
+        return Weights(w_enc, b_enc, w_dec, self.b_dec, thresholds, self.skip)
+
     @torch.no_grad()
     def normalize(self) -> None:
         self.w_dec.div_(torch.linalg.vector_norm(self.w_dec, dim=1, keepdim=True))
@@ -67,18 +73,20 @@ def initial_weights(
 
     An SAE's features so read what they write. A skip starts as the best linear prediction: from zero it has not
     caught up after half a million tokens. Thresholds start where L0 is on its target, which otherwise would have to
-    come down from a large part of the width.
+    come down from a large part of the width. All features are drawn and those of this process kept, so that they are
+    the same over any number of processes.
 
     Args:
         x: the sample that this layer reads, [n, d_in], scaled.
         y: the sample that it writes, [n, d_out of all its outputs], scaled; ``x`` itself for an SAE.
     """
-    w_enc = F.normalize(torch.randn(config.width, x.shape[1], generator=generator), dim=1)
+    own = share(config.width, ranks)
+    w_enc = F.normalize(torch.randn(config.width, x.shape[1], generator=generator)[own], dim=1)
     linear = torch.eye(x.shape[1]) if y is x else _least_squares(x, y)
-    weights = Weights(w_enc, torch.zeros(config.width), F.normalize(w_enc @ linear, dim=1), torch.zeros(d_out))
+    weights = Weights(w_enc, torch.zeros(len(w_enc)), F.normalize(w_enc @ linear, dim=1), torch.zeros(d_out))
     if config.activation == "jumprelu":
         level = batch_level(w_enc @ x[:_FIRST_LEVEL].T, config.l0, 0.0, ranks)
-        weights.log_threshold = torch.full((config.width,), math.log(max(float(level), 1e-3)))
+        weights.log_threshold = torch.full((len(w_enc),), math.log(max(float(level), 1e-3)))
     if config.skip:
         weights.skip = linear[:, :d_out].clone()
     return weights
