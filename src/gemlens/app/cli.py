@@ -1,4 +1,4 @@
-"""The command line: ``gemlens analyze``, ``gemlens catalog``, ``gemlens collect`` and ``gemlens fidelity``.
+"""The command line: ``gemlens analyze``, ``catalog``, ``collect``, ``fidelity`` and ``train``.
 
 Every mistake of the user's ends in one line on standard error and exit code 2. Options are checked before torch is
 imported, which takes seconds.
@@ -20,6 +20,7 @@ from gemlens.app.catalog import catalog
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.fidelity import fidelity
+from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
 
@@ -61,6 +62,7 @@ def _root(
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
+app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

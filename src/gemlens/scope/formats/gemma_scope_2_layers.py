@@ -6,7 +6,8 @@
     w_enc [d, F_i]  w_dec [F_i, layers, d]  b_enc [F_i]  b_dec [d]  threshold [F_i]
     affine_skip_connection [d, d] (optional)
 
-The features of file i read layer i. In a CLT only what they write to layers >= i means anything: the rest of
+The features of file i read layer i; a CLT of some layers only, as gemlens trains them, lists its hook points in
+``config.json``. In a CLT only what they write to layers >= i means anything: the rest of
 ``w_dec`` is not read into memory, which halves it. In a crosscoder they write all layers.
 
 Config against tensors: the width in names and configs is a round total (a '262k' CLT of 26 layers has 26 x 10,080),
@@ -16,6 +17,7 @@ so the tensors are right. The number of files has to be the number of layers in 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
@@ -24,7 +26,7 @@ from gemlens.scope.formats.layout import Target, check_layers, read
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.weights import open_safetensors
-from gemlens.sites import Site
+from gemlens.sites import Site, parse_hook_point
 
 __all__ = ["names_crosscoder", "read_layers"]
 
@@ -50,7 +52,10 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
                 f"{folder.path or folder.release} names the layers {crosses[1]}, its tensors are of {count} layers"
             )
     else:
-        reads, writes = ([Site(number, name) for number in range(count)] for name in ("mlp_in", "mlp_out"))
+        reads, writes = (
+            _sites(config.get(f"hf_hook_point_{side}"), name, count, folder)
+            for side, name in (("in", "mlp_in"), ("out", "mlp_out"))
+        )
     layers = [_layer(folder, index, count, 0 if crosses else index, to) for index in range(count)]
     # A repository is not mixed by accident, and asking it costs.
     if isinstance(folder, LocalFolder) and folder.find(f"params_layer_{count}.safetensors"):
@@ -62,6 +67,17 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
     check_skip(config, folder, has_skip=all(layer.skip is not None for layer in layers))
     width = sum(layer.encoder.width for layer in layers)
     return MultiLayer(layers, reads=reads, writes=writes, info=folder.info(reads[0], width, model_name(config)))
+
+
+def _sites(stated: Any, name: str, count: int, folder: Folder) -> list[Site]:
+    """A layer each, as the config lists them; every layer from 0 on where it does not."""
+    if not isinstance(stated, list):
+        return [Site(number, name) for number in range(count)]
+    if len(stated) != count:
+        raise WeightsError(
+            f"{folder.path or folder.release} lists {len(stated)} hook points, its tensors are of {count} layers"
+        )
+    return [parse_hook_point(str(point)) for point in stated]
 
 
 def _count(folder: Folder) -> int:
