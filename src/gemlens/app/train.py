@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -142,7 +142,7 @@ def train(
     if out is None:
         raise InputError("no folder was given; name one with --out, it is created if need be")
     check_seed(seed)
-    fixed = {
+    fixed: dict[str, Any] = {  # its values are checked as FitConfig takes them
         "kind": kind.value,
         "width": width,
         "l0": l0,
@@ -227,7 +227,7 @@ def _reporting(console: Console, configs: dict[str, FitConfig], tensorboard: Pat
         yield report
 
 
-def _places(kind: Kind, sites: str | None, layers: str | None) -> list[dict[str, tuple[str, ...]]]:
+def _places(kind: Kind, sites: str | None, layers: str | None) -> list[dict[str, Any]]:
     """What each config reads and writes."""
     if kind is Kind.sae:
         if layers is not None:

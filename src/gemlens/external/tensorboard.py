@@ -22,13 +22,13 @@ def scalars(folder: Path) -> Iterator[Callable[[Mapping[str, float], int], None]
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingPackageError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def add(values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
-            writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(tag, value, step)
 
     try:
         yield add
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 __all__ = ["Asked", "held_back"]
 
@@ -30,7 +31,8 @@ class Asked:
 @contextmanager
 def held_back(say: Callable[[str], None]) -> Iterator[Asked]:
     """Hold back the first signal; a second one of its kind works as ever. Outside the main thread, nothing is held."""
-    asked, before = Asked(), {}
+    asked = Asked()
+    before: dict[int, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.signal = number
