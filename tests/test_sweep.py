@@ -13,9 +13,9 @@ from rich.console import Console
 from cli_helpers import ROOM, add_dictionary, assert_refused, everything_in, run
 from fake_hub import FakeHub, connected
 from gemlens.errors import InputError, NetworkError, NotFoundError, WeightsError
-from gemlens.records import Sweep
+from gemlens.records import Sweep, width_name
 from gemlens.report.pareto import to_svg
-from gemlens.report.sweep import render, to_json, width_name
+from gemlens.report.sweep import render, to_json
 from gemlens.scope.listing import Listed, at_site, listing
 from gemlens.study.fidelity import fidelity
 from gemlens.study.sweep import front, sweep

@@ -6,11 +6,13 @@ Field names are those of the JSON files (``docs/formats.md``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CURVE_COLUMNS",
     "ActiveFeatures",
     "Analysis",
     "DictionaryInfo",
@@ -22,6 +24,8 @@ __all__ = [
     "Sweep",
     "SweepPoint",
     "TokenRecord",
+    "Training",
+    "width_name",
 ]
 
 SCHEMA_VERSION = 1
@@ -266,3 +270,36 @@ class Sweep:
     """By width, then by L0 as measured."""
     failed: tuple[tuple[str, str], ...] = ()
     """Path and reason of those that could not be measured."""
+
+
+CURVE_COLUMNS = ("step", "tokens", "loss", "fvu", "l0", "dead")
+"""Of ``Training.curves``; ``dead`` is a share of the features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How one dictionary was trained."""
+
+    dictionary: DictionaryInfo
+    config: dict[str, Any]
+    """The ``FitConfig`` as plain values."""
+    source: dict[str, Any]
+    """What was read: model, texts and how, as far as it was told."""
+    tokens: int
+    seconds: float
+    """Of all dictionaries that were trained together, waiting for the model included."""
+    curves: NDArray[np.float64]
+    """[points, columns of ``CURVE_COLUMNS``]: means over the steps since the point before, of training's batches."""
+    version: str
+    """Of gemlens."""
+
+    def last(self, column: str) -> float:
+        return float(self.curves[-1, CURVE_COLUMNS.index(column)])
+
+
+def width_name(width: int) -> str:
+    """As dictionaries are named, by thousands rounded down: 16384 -> ``16k``, 65536 -> ``65k``, 1048576 -> ``1m``."""
+    for size, unit in ((10**6, "m"), (1000, "k")):
+        if width >= size:
+            return f"{width // size}{unit}"
+    return str(width)

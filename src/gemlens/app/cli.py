@@ -1,4 +1,4 @@
-"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``collect`` and ``export``.
+"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``train``, ``collect`` and ``export``.
 
 Every mistake of the user's ends in one line on standard error and exit code 2. Options are checked before torch is
 imported, which takes seconds.
@@ -21,6 +21,7 @@ from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.export import export
 from gemlens.app.fidelity import fidelity
+from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
 
@@ -62,6 +63,7 @@ def _root(
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
+app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 

@@ -5,30 +5,16 @@ It follows the reader's light or dark theme, and needs neither a script nor a pl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
 
-from gemlens.records import Sweep, SweepPoint
-from gemlens.report.sweep import width_name
-from gemlens.report.visible import one_line
+from gemlens.records import Sweep, SweepPoint, width_name
+from gemlens.report.axes import COLOURS, Axis, axis, line, safe
 
 __all__ = ["to_svg"]
 
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 96, 84, 64
 
-# Narrow to wide; light and dark.
-_COLOURS = [
-    ("#b45309", "#f0a84a"),
-    ("#0e7490", "#4cc3d9"),
-    ("#7c3aed", "#b79bff"),
-    ("#be185d", "#f582b5"),
-    ("#4d7c0f", "#a3cf5a"),
-    ("#1d4ed8", "#8fb0ff"),
-    ("#57534e", "#b8b2a7"),
-]
 _STYLE = """
 svg { --sheet: #fffefb; --ink: #1e1b16; --soft: #665f54; --line: #e9e4da; --front: #d9cfba; %s
   font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -43,62 +29,33 @@ svg { --sheet: #fffefb; --ink: #1e1b16; --soft: #665f54; --line: #e9e4da; --fron
 """
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Numbers to pixels, on a scale of logarithms where they span more than ``wide``."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    log: bool
-
-    def __call__(self, value: float) -> float:
-        low, high, at = (math.log(each) for each in (self.low, self.high, value)) if self.log else (
-            self.low, self.high, value
-        )  # fmt: skip
-        return self.start + (at - low) / (high - low) * (self.stop - self.start)
-
-    @property
-    def ticks(self) -> list[float]:
-        if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-        else:
-            rough = (self.high - self.low) / 5
-            unit = 10.0 ** math.floor(math.log10(rough))
-            step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
-            found = [step * n for n in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)]
-        return [tick for tick in found if self.low <= tick <= self.high]
-
-
 def to_svg(sweep: Sweep) -> str:
     """Return one SVG file."""
     points = sweep.points
     costs = [point.figures.spliced for point in points]
     # Room on the left for the names of the sparsest.
-    across = _axis([point.figures.l0 for point in points], _LEFT, _WIDTH - _RIGHT, before=0.18)
-    up = _axis(
+    across = axis([point.figures.l0 for point in points], _LEFT, _WIDTH - _RIGHT, before=0.18)
+    up = axis(
         [cost.above_clean + sign * cost.standard_error for cost in costs for sign in (-1, 0, 1)],
         _HEIGHT - _BOTTOM,
         _TOP,
     )
     widths = sorted({point.figures.dictionary.width for point in points})
-    colours = {width: f"w{index % len(_COLOURS)}" for index, width in enumerate(widths)}
+    colours = {width: f"w{index % len(COLOURS)}" for index, width in enumerate(widths)}
     body: list[str] = [
         *_frame(sweep, across, up),
-        _line("front", [_place(point, across, up) for point in sorted(points, key=_l0) if point.on_front]),
+        line("front", [_place(point, across, up) for point in sorted(points, key=_l0) if point.on_front]),
     ]
     for width in widths:
         mine = sorted((point for point in points if point.figures.dictionary.width == width), key=_l0)
         body += _series(mine, colours[width], across, up)
     body += [*_names(points, across, up), *_key(colours)]
-    palettes = [" ".join(f"--w{i}: {pair[theme]};" for i, pair in enumerate(_COLOURS)) for theme in (0, 1)]
+    palettes = [" ".join(f"--w{i}: {pair[theme]};" for i, pair in enumerate(COLOURS)) for theme in (0, 1)]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
             f'width="{_WIDTH}" height="{_HEIGHT}" role="img">',
-            f"<title>{_safe(_title(sweep))}</title>",
+            f"<title>{safe(_title(sweep))}</title>",
             f"<style>{_STYLE % tuple(palettes)}</style>",
             f'<rect class="sheet" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>',
             *body,
@@ -107,22 +64,12 @@ def to_svg(sweep: Sweep) -> str:
     )
 
 
-def _axis(values: Sequence[float], start: float, stop: float, *, before: float = 0.07) -> _Axis:
-    """An axis over ``values``, with room around them in parts of their span."""
-    low, high = min(values), max(values)
-    if low > 0 and high / low > 4:
-        return _Axis(low * (low / high) ** before, high * (high / low) ** 0.07, start, stop, log=True)
-    span = (high - low) or abs(high) or 1.0
-    lowest = low - before * span
-    return _Axis(max(lowest, 0.0) if low >= 0 else lowest, high + 0.07 * span, start, stop, log=False)
-
-
-def _frame(sweep: Sweep, across: _Axis, up: _Axis) -> Iterable[str]:
+def _frame(sweep: Sweep, across: Axis, up: Axis) -> Iterable[str]:
     middle, bottom = (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM
-    yield f'<text class="title" x="24" y="34">{_safe(_title(sweep))}</text>'
+    yield f'<text class="title" x="24" y="34">{safe(_title(sweep))}</text>'
     tokens = sweep.points[0].figures.ce_tokens
     said = f"on {sweep.model_id}, {tokens:,} tokens; filled and underlaid: the Pareto front"
-    yield f'<text x="24" y="56">{_safe(said)}</text>'
+    yield f'<text x="24" y="56">{safe(said)}</text>'
     for tick in up.ticks:
         yield f'<path class="grid" d="M{_LEFT} {up(tick):.1f}H{_WIDTH - _RIGHT}"/>'
         yield f'<text x="{_LEFT - 10}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
@@ -136,10 +83,10 @@ def _frame(sweep: Sweep, across: _Axis, up: _Axis) -> Iterable[str]:
     )
 
 
-def _series(points: Sequence[SweepPoint], colour: str, across: _Axis, up: _Axis) -> Iterable[str]:
+def _series(points: Sequence[SweepPoint], colour: str, across: Axis, up: Axis) -> Iterable[str]:
     """The dictionaries of one width, by L0."""
     stroke = f"var(--{colour})"
-    yield _line("width", [_place(point, across, up) for point in points], f' style="stroke: {stroke}"')
+    yield line("width", [_place(point, across, up) for point in points], f' style="stroke: {stroke}"')
     for point in points:
         (x, y), cost = _place(point, across, up), point.figures.spliced
         top, bottom = up(cost.above_clean + cost.standard_error), up(cost.above_clean - cost.standard_error)
@@ -147,11 +94,11 @@ def _series(points: Sequence[SweepPoint], colour: str, across: _Axis, up: _Axis)
         yield f'<path class="error" style="stroke: {stroke}" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>'
         yield (
             f'<circle class="point{"" if point.on_front else " beaten"}" style="stroke: {stroke}{fill}" '
-            f'cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{_safe(_tip(point))}</title></circle>'
+            f'cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{safe(_tip(point))}</title></circle>'
         )
 
 
-def _names(points: Sequence[SweepPoint], across: _Axis, up: _Axis) -> Iterable[str]:
+def _names(points: Sequence[SweepPoint], across: Axis, up: Axis) -> Iterable[str]:
     """Points of the front by name, below and to the left: there, by the front's definition, no other point can lie."""
     taken: list[tuple[float, float, float]] = []
     for point in sorted((point for point in points if point.on_front), key=_l0):
@@ -161,7 +108,7 @@ def _names(points: Sequence[SweepPoint], across: _Axis, up: _Axis) -> Iterable[s
         left = right - 6.5 * len(name)
         if all(right < start or left > stop or abs(base - y0) > 13 for start, stop, y0 in taken):
             taken.append((left, right, base))
-            yield f'<text class="named" x="{right:.1f}" y="{base:.1f}" text-anchor="end">{_safe(name)}</text>'
+            yield f'<text class="named" x="{right:.1f}" y="{base:.1f}" text-anchor="end">{safe(name)}</text>'
 
 
 def _key(colours: dict[int, str]) -> Iterable[str]:
@@ -174,11 +121,7 @@ def _key(colours: dict[int, str]) -> Iterable[str]:
         yield f'<text class="named" x="{x + 12}" y="{y}">{width_name(width)}</text>'
 
 
-def _line(kind: str, places: Sequence[tuple[float, float]], more: str = "") -> str:
-    return f'<path class="{kind}"{more} d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>'
-
-
-def _place(point: SweepPoint, across: _Axis, up: _Axis) -> tuple[float, float]:
+def _place(point: SweepPoint, across: Axis, up: Axis) -> tuple[float, float]:
     return across(point.figures.l0), up(point.figures.spliced.above_clean)
 
 
@@ -196,8 +139,3 @@ def _tip(point: SweepPoint) -> str:
         f"{figures.dictionary.path or figures.dictionary.id}: L0 {figures.l0:.1f}, {cost.above_clean:.3f} ± "
         f"{cost.standard_error:.3f} nats, variance explained {figures.variance_explained:.3f}"
     )
-
-
-def _safe(text: str) -> str:
-    """On one line, without what XML cannot carry."""
-    return escape(one_line(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from gemlens.records import SCHEMA_VERSION, Sweep, SweepPoint
+from gemlens.records import SCHEMA_VERSION, Sweep, SweepPoint, width_name
 from gemlens.report.fidelity import to_dict as figures_to_dict
 
 if TYPE_CHECKING:
@@ -82,11 +82,3 @@ def _row(point: SweepPoint) -> list[str]:
 
 def _wrong(point: SweepPoint) -> list[str]:
     return [said for said in point.figures.verdict if said.split(":")[0] in ("WRONG SITE OR SCALE", "HARMFUL")]
-
-
-def width_name(width: int) -> str:
-    """As dictionaries are named, by thousands rounded down: 16384 -> ``16k``, 65536 -> ``65k``, 1048576 -> ``1m``."""
-    for size, unit in ((10**6, "m"), (1000, "k")):
-        if width >= size:
-            return f"{width // size}{unit}"
-    return str(width)

@@ -75,12 +75,12 @@ def check_savable(dictionary: SAE | MultiLayer, folder: Path, dtype: torch.dtype
             kind = type(dictionary.activation).__name__
             raise InputError(f"{dictionary.info.id} is a {kind} dictionary; its layout holds JumpReLU ones")
         return
-    reads, writes = sites_of(folder.absolute().as_posix(), len(dictionary))
+    reads, writes = sites_of(folder.absolute().as_posix(), len(dictionary), _config_of_layers(dictionary))
     if (dictionary.reads, dictionary.writes) != (tuple(reads), tuple(writes)):
         raise InputError(
             f"a folder called {folder.name} stands for a dictionary from {reads[0]} to {writes[-1]}, and "
             f"{dictionary.info.id} goes from {dictionary.reads[0]} to {dictionary.writes[-1]}; a crosscoder's folder "
-            "names its layers (layer_7_13_17_22_width_…), a CLT reads mlp_in and writes mlp_out of every layer"
+            "names its layers (layer_7_13_17_22_width_…), a CLT's does not"
         )
 
 
@@ -201,13 +201,19 @@ def _config_of_sae(sae: SAE) -> dict[str, Any]:
 
 
 def _config_of_layers(dictionary: MultiLayer) -> dict[str, Any]:
-    """Without hook points, as Google's have them: names say which layers."""
+    """Of a CLT with its hook points, a layer each, which Google's lack: theirs are of every layer of the model."""
     first = dictionary.layers[0]
     assert isinstance(first, Layer)
-    return {
+    about = {
         "width": dictionary.width,
         "model_name": dictionary.info.model_name,
         "architecture": "jump_relu",
         "affine_connection": first.skip is not None,
         "type": "clt" if dictionary.is_transcoder else "crosscoder",
+    }
+    if not dictionary.is_transcoder:
+        return about
+    return about | {
+        "hf_hook_point_in": [site.hf_hook_point for site in dictionary.reads],
+        "hf_hook_point_out": [site.hf_hook_point for site in dictionary.writes],
     }

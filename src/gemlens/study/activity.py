@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gemlens.scope.sae import SAE
+from gemlens.sites import Site
 
-__all__ = ["Activity", "activity"]
+__all__ = ["Activity", "activities", "activity"]
 
 
 class Activity(NamedTuple):
@@ -34,15 +35,27 @@ def activity(
 
     ``dead`` in a dictionary's card is measured on 1,000,000 tokens of the mix it was trained on.
     """
-    fired = torch.zeros(dictionary.width, dtype=torch.int64)
-    strongest = torch.zeros(dictionary.width)
+    return activities([dictionary], ({dictionary.reads: x} for x in stream), tokens, report=report)[0]
+
+
+def activities(
+    dictionaries: Sequence[SAE],
+    stream: Iterable[Mapping[Site, Tensor]],
+    tokens: int,
+    *,
+    report: Callable[[int], None] = lambda _done: None,
+) -> list[Activity]:
+    """The same of several dictionaries on one stream of activations by site."""
+    fired = [torch.zeros(each.width, dtype=torch.int64) for each in dictionaries]
+    strongest = [torch.zeros(each.width) for each in dictionaries]
     done = 0
-    for x in stream:
-        features = dictionary.encode(x[: tokens - done])
-        fired += torch.bincount(features.ids, minlength=dictionary.width)
-        strongest.scatter_reduce_(0, features.ids, features.values.float(), "amax")
-        done += len(features)
+    for found in stream:
+        for index, dictionary in enumerate(dictionaries):
+            features = dictionary.encode(found[dictionary.reads][: tokens - done])
+            fired[index] += torch.bincount(features.ids, minlength=dictionary.width)
+            strongest[index].scatter_reduce_(0, features.ids, features.values.float(), "amax")
+        done += min(tokens - done, len(next(iter(found.values()))))
         report(done)
         if done >= tokens:
             break
-    return Activity(done, fired, strongest)
+    return [Activity(done, *each) for each in zip(fired, strongest, strict=True)]

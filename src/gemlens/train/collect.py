@@ -27,7 +27,7 @@ from gemlens.lm.stream import TOGETHER, activation_stream
 from gemlens.lm.text import encode_documents
 from gemlens.sites import Site
 
-__all__ = ["collect_activations"]
+__all__ = ["collect_activations", "text_identity"]
 
 SHARD_BYTES = 128 << 20
 
@@ -98,13 +98,14 @@ def _describe(model: Model, texts: Sequence[Text], sites: Sequence[Site], **aske
         dtype=dtype,
         tokenizer=hashlib.sha256(model.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         sites=widths,
-        texts=[_identity(text) for text in texts],
+        texts=[text_identity(text) for text in texts],
         shard_tokens=passes * TOGETHER * (asked["row_length"] - 1),
         **asked,
     )
 
 
-def _identity(text: Text) -> dict[str, Any]:
+def text_identity(text: Text) -> dict[str, Any]:
+    """``name``, ``bytes`` and ``sha256`` of a file; of a data set of the hub the name alone."""
     if not isinstance(text, Path):
         return {"name": str(text), "bytes": None, "sha256": None}
     with text.open("rb") as file:

@@ -6,8 +6,9 @@
     w_enc [d, F_i]  w_dec [F_i, layers, d]  b_enc [F_i]  b_dec [d]  threshold [F_i]
     affine_skip_connection [d, d] (optional)
 
-The features of file i read layer i. In a CLT only what they write to layers >= i means anything: the rest of
-``w_dec`` is not read into memory, which halves it. In a crosscoder they write all layers.
+The features of file i read layer i; a CLT that gemlens writes lists its hook points in ``config.json``, since it may be
+of some layers only. In a CLT only what they write to layers >= i means anything: the rest of ``w_dec`` is not read into
+memory, which halves it. In a crosscoder they write all layers.
 
 Config against tensors: the width in names and configs is a round total (a '262k' CLT of 26 layers has 26 x 10,080),
 so the tensors are right. The number of files has to be the number of layers in ``w_dec``.
@@ -16,6 +17,8 @@ so the tensors are right. The number of files has to be the number of layers in 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
@@ -24,7 +27,7 @@ from gemlens.scope.formats.int8 import is_quantized, read_weights
 from gemlens.scope.formats.layout import Target, check_layers
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.weights import open_safetensors
-from gemlens.sites import Site
+from gemlens.sites import Site, parse_hook_point
 
 __all__ = ["names_crosscoder", "read_layers", "sites_of"]
 
@@ -41,11 +44,11 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
     path = folder.find("config.json")
     config = check_config(read_config(path), str(path)) if path else {}
     count = _count(folder)
-    reads, writes = sites_of(folder.said, count)
-    if len(reads) != count or sorted(set(reads)) != reads:
-        named = "_".join(str(site.layer) for site in reads)
+    reads, writes = sites_of(folder.said, count, config)
+    if len(reads) != count or len(writes) != count or sorted(set(reads)) != reads:
+        named = "_".join(str(site.layer) for site in min(reads, writes, key=len))
         raise WeightsError(
-            f"{folder.path or folder.release} names the layers {named}, its tensors are of {count} layers"
+            f"{folder.path or folder.release} says it is of the layers {named}, its tensors are of {count} layers"
         )
     quantized = is_quantized(config, str(path))
     layers = [
@@ -63,13 +66,22 @@ def read_layers(folder: Folder, to: Target) -> MultiLayer:
     return MultiLayer(layers, reads=reads, writes=writes, info=folder.info(reads[0], width, model_name(config)))
 
 
-def sites_of(path: str, count: int) -> tuple[list[Site], list[Site]]:
-    """What a dictionary of ``count`` layers in such a folder reads and writes."""
+def sites_of(path: str, count: int, config: Mapping[str, Any]) -> tuple[list[Site], list[Site]]:
+    """What a dictionary of ``count`` layers in such a folder, with such a config, reads and writes."""
     if crosses := _LAYERS.search(path):
         numbers = [int(number) for number in crosses[1].split("_")]
         return ([Site(number, "resid_post") for number in numbers],) * 2
-    reads, writes = ([Site(number, name) for number in range(count)] for name in ("mlp_in", "mlp_out"))
-    return reads, writes
+    return (
+        _stated(config.get("hf_hook_point_in"), "mlp_in", count),
+        _stated(config.get("hf_hook_point_out"), "mlp_out", count),
+    )
+
+
+def _stated(points: Any, name: str, count: int) -> list[Site]:
+    """A layer each, as a config lists them; every layer from 0 on where it does not."""
+    if not isinstance(points, list):
+        return [Site(number, name) for number in range(count)]
+    return [parse_hook_point(str(point)) for point in points]
 
 
 def _count(folder: Folder) -> int:

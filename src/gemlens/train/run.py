@@ -1,0 +1,258 @@
+"""Train several dictionaries from one stream of batches, through kills and restarts.
+
+1. The first batches give the sample for mean and scale, and are then trained on.
+2. Every batch goes to every dictionary.
+3. Every ten minutes, at the end and when asked to stop, a checkpoint: all of the run in one file. A run that finds its
+   own goes on there; on the same machine the result is that of an unbroken one, to the bit.
+4. At the end, a folder for each dictionary.
+
+    FOLDER/checkpoint.safetensors
+    FOLDER/resid_post/layer_5_width_4k_l0_medium/config.json, params.safetensors, training.json, curves.csv
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemlens.errors import InputError, OutputError, WeightsError
+from gemlens.files import check_folder
+from gemlens.records import Training
+from gemlens.sites import Site
+from gemlens.train.checkpoint import CHECKPOINT, Checkpoint, check_same, read_checkpoint, write_checkpoint
+from gemlens.train.config import FitConfig
+from gemlens.train.curves import Recorder
+from gemlens.train.fit import SAMPLE
+from gemlens.train.learner import Learner, Step
+from gemlens.train.names import info_of, named
+from gemlens.train.outputs import write_dictionary
+from gemlens.train.signals import held_back
+from gemlens.train.stream import BatchStream
+
+__all__ = ["train"]
+
+SAMPLE_BYTES = 1 << 30
+"""The sample is shortened to this where many sites are read."""
+
+Batch = dict[Site, Tensor]
+
+
+def train(
+    stream: BatchStream,
+    configs: Sequence[FitConfig] | Mapping[str, FitConfig],
+    folder: Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    model_name: str | None = None,
+    save_dtype: torch.dtype = torch.bfloat16,
+    checkpoint_every: float = 600,
+    report: Callable[[Mapping[str, Step]], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Training]:
+    """Train dictionaries into ``folder``, or go on where a run of the same settings stands there.
+
+    Args:
+        stream: activations of every site that a config names, BOS left out and tokens shuffled.
+        configs: one a dictionary, all of the same batch size; by path inside ``folder``, or named as Gemma Scope 2's.
+        source: what the stream reads, as JSON values: a checkpoint made from anything else is refused.
+        model_name: of the model, for the dictionaries' ``config.json``.
+        save_dtype: of the stored weights.
+        checkpoint_every: seconds.
+        report: called after every step, with where each dictionary stands that learned from it, by path.
+        say: called with a line for a person to read, now and then.
+
+    Raises:
+        InputError: the stream ends before the tokens asked for, or is empty, or lacks a site; a checkpoint of other
+            settings.
+        WeightsError: a loss is no longer finite; the checkpoint before it stays. Or a damaged checkpoint.
+        OutputError: the folder holds other files, or cannot be written; an older checkpoint stays.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after a checkpoint.
+    """
+    by_path = dict(configs) if isinstance(configs, Mapping) else named(configs)
+    run = _Run(stream, by_path, check_folder(folder), dict(source or {}), model_name)
+    run.take_up(say)
+    with held_back(say) as asked:
+        saved = time.monotonic()
+        for batch in run.batches():
+            report(run.step(batch))
+            if run.waiting:  # of the sample: the stream is ahead of the dictionaries, and little is lost
+                if asked:
+                    asked.leave()
+                continue
+            if asked or time.monotonic() - saved >= checkpoint_every:
+                run.save()
+                saved = time.monotonic()
+                say(f"checkpoint at {run.tokens:,} tokens")
+            if asked:
+                asked.leave()
+        run.save()
+        run.check_complete()
+        return run.write(save_dtype)
+
+
+class _Run:
+    """Dictionaries in training, their curves, and the stream they learn from."""
+
+    def __init__(
+        self,
+        stream: BatchStream,
+        configs: dict[str, FitConfig],
+        folder: Path,
+        source: dict[str, Any],
+        model_name: str | None,
+    ) -> None:
+        if not configs:
+            raise InputError("there is nothing to train; give at least one config")
+        sizes = sorted({config.batch for config in configs.values()})
+        if len(sizes) > 1:
+            raise InputError(f"batches of {sizes[0]} and {sizes[1]} tokens in one run; one stream gives one size")
+        self._stream, self._configs, self._folder = stream, configs, folder
+        # A model of this machine is told apart by its path, which is nobody's business in what is passed on.
+        self._source = source | ({"model": model_name} if model_name else {})
+        self._about = {
+            "configs": [asdict(config) for config in configs.values()],
+            "paths": list(configs),
+            "source": source,
+        }
+        self._infos = {path: info_of(each, path, folder.name, model_name) for path, each in configs.items()}
+        self._learners: dict[str, Learner] = {}
+        self._recorders = {path: Recorder(config) for path, config in configs.items()}
+        self._steps = self._saved = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()
+        self.waiting: list[Batch] = []
+        """Batches of the sample that were not trained on yet."""
+
+    @property
+    def tokens(self) -> int:
+        return self._steps * self._batch
+
+    @property
+    def _batch(self) -> int:
+        return next(iter(self._configs.values())).batch
+
+    @property
+    def _last(self) -> int:
+        return max(config.steps for config in self._configs.values())
+
+    def take_up(self, say: Callable[[str], None]) -> None:
+        """Go on from the folder's checkpoint, if there is one; else the folder has to be empty."""
+        path = self._folder / CHECKPOINT
+        for left_over in self._folder.glob(".gemlens-*.tmp"):  # of a run that was killed while it wrote
+            left_over.unlink()
+        checkpoint = read_checkpoint(path)
+        if checkpoint is None:
+            if other := next(self._folder.iterdir(), None):
+                raise OutputError(
+                    f"{self._folder} holds other files, {other.name} among them; name a new or empty folder"
+                )
+            return
+        check_same(path, checkpoint.about, self._about)
+        self._restore(checkpoint)
+        say(f"going on at {self.tokens:,} tokens, from {path}")
+
+    def batches(self) -> Iterator[Batch]:
+        """Those still to be trained on, as far as the stream has them."""
+        found = ({site: tensor.cpu() for site, tensor in batch.items()} for batch in self._stream)
+        left = self._last - self._steps
+        if not self._learners:
+            left -= self._begin(found)
+        while self.waiting:
+            yield self.waiting.pop(0)
+        yield from islice(found, left)
+
+    def step(self, batch: Batch) -> dict[str, Step]:
+        if (given := len(next(iter(batch.values())))) != self._batch:
+            raise InputError(f"the stream gives batches of {given} tokens, the configs say {self._batch}")
+        reached = {}
+        for path, learner in self._learners.items():
+            if self._steps < self._configs[path].steps:
+                try:
+                    reached[path] = learner.step(batch)
+                except WeightsError as error:
+                    raise WeightsError(f"{path}: {error}; {self._kept}") from error
+                self._recorders[path].add(reached[path])
+        self._steps += 1
+        return reached
+
+    def save(self) -> None:
+        """Write a checkpoint; of a run that is done, without the stream's buffer."""
+        now = time.monotonic()
+        self._seconds, self._since = self._seconds + now - self._since, now
+        parts: dict[str, Mapping[str, Any]] = {"run": {"steps": self._steps, "seconds": self._seconds}}
+        for path, learner in self._learners.items():
+            parts |= {f"learner {path}": learner.state(), f"curves {path}": self._recorders[path].state()}
+        if self._steps < self._last:
+            parts["stream"] = self._stream.state()
+        write_checkpoint(self._folder / CHECKPOINT, self._about, parts)
+        self._saved = self._steps
+
+    def check_complete(self) -> None:
+        """Raise InputError if the stream ended too early."""
+        if self._steps < self._last:
+            raise InputError(
+                f"the corpus gave {self.tokens:,} tokens, {self._last * self._batch:,} were asked for; {self._kept}; "
+                "give more text or ask for fewer, into another folder"
+            )
+
+    def write(self, dtype: torch.dtype) -> list[Training]:
+        return [
+            write_dictionary(
+                self._folder / path,
+                learner.finish(),
+                self._configs[path],
+                source=self._source,
+                seconds=self._seconds,
+                curves=self._recorders[path].points,
+                dtype=dtype,
+            )
+            for path, learner in self._learners.items()
+        ]
+
+    @property
+    def _kept(self) -> str:
+        if not self._saved:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of {self._saved * self._batch:,} tokens is kept in {self._folder}"
+
+    def _begin(self, batches: Iterator[Batch]) -> int:
+        """Take the sample and make the learners from it; returns its batches."""
+        wanted = min(self._last, -(-SAMPLE // self._batch))
+        held = 0
+        for batch in islice(batches, wanted):
+            self.waiting.append(batch)
+            held += sum(tensor.nbytes for tensor in batch.values())
+            if held >= SAMPLE_BYTES:
+                break
+        if not self.waiting:
+            raise InputError("there are no activations to train on; the corpus is empty or fills no batch")
+        for path, config in self._configs.items():
+            sites = {*config.sites_read, *config.sites_written} & self.waiting[0].keys()
+            sample = {site: torch.cat([batch[site] for batch in self.waiting]) for site in sites}
+            self._learners[path] = Learner(config, sample, self._infos[path])
+        return len(self.waiting)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        parts = checkpoint.parts
+        self._steps = self._saved = int(parts["run"]["steps"])
+        self._seconds = float(parts["run"]["seconds"])
+        for path, config in self._configs.items():
+            state = parts[f"learner {path}"]
+            # A learner is made from a sample; what it takes from this one, the state replaces.
+            generator = torch.Generator().manual_seed(0)
+            means = {site: torch.as_tensor(state[f"mean.{site}"]) for site in config.sites_read + config.sites_written}
+            sample = {site: torch.randn(64, len(mean), generator=generator) for site, mean in means.items()}
+            self._learners[path] = Learner(config, sample, self._infos[path])
+            self._learners[path].restore(state)
+            self._recorders[path].restore(parts[f"curves {path}"])
+        if "stream" in parts:
+            self._stream.restore(
+                {name: value for name, value in parts["stream"].items() if not isinstance(value, float)}
+            )
