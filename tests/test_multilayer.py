@@ -139,8 +139,10 @@ def test_decoding_reads_active_rows_only(tmp_path, monkeypatch):
     clt = load_clt(str(tmp_path), CLT)
     features = clt.encode({site: some_x(1) for site in clt.reads})
     asked = []
-    rows = DenseRows.rows
-    monkeypatch.setattr(DenseRows, "rows", lambda self, ids: (asked.append(ids), rows(self, ids))[1])
+    add = DenseRows.weighted_sum
+    monkeypatch.setattr(
+        DenseRows, "weighted_sum", lambda self, ids, *rest: (asked.append(ids), add(self, ids, *rest))[1]
+    )
     clt.decode(features, clt.writes[2])
     # Three, two and one outputs a feature: the last of each.
     expected = [features[site].ids * n + n - 1 for site, n in zip(clt.reads, (3, 2, 1), strict=True)]

@@ -13,7 +13,7 @@ import torch
 from gemlens.errors import MismatchError
 from gemlens.scope import sparse
 from gemlens.scope.features import Features
-from gemlens.scope.rows import DenseRows
+from gemlens.scope.rows import DenseRows, Rows
 from gemlens.sites import Site, parse_site
 from tiny import random_tensors, sae_of
 
@@ -208,15 +208,16 @@ def test_what_a_dictionary_says_of_itself():
     assert transcoder.nbytes == 4 * sum(tensor.numel() for tensor in tensors.values())
 
 
-def test_decoding_reads_the_active_rows_only(monkeypatch):
-    asked = []
-    rows = DenseRows.rows
-    monkeypatch.setattr(DenseRows, "rows", lambda self, ids: (asked.append(ids), rows(self, ids))[1])
-    features = Features(torch.tensor([0, 2, 3]), torch.tensor([4, 9, 4]), torch.tensor([1.0, 2.0, 3.0]), WIDTH)
+@pytest.mark.parametrize("way", [DenseRows, Rows], ids=["from the matrix", "of rows asked for"])
+def test_decoding_reads_the_active_rows_only(monkeypatch, way):
+    """The others hold NaN, which any product with them would spread."""
+    monkeypatch.setattr(DenseRows, "weighted_sum", way.weighted_sum)
+    features = Features(torch.tensor([0, 2, 2, 3]), torch.tensor([4, 9, 4]), torch.tensor([1.0, 2.0, 3.0]), WIDTH)
     tensors = random_tensors(D, WIDTH)
-    recon = sae_of(tensors, READS).decode(features)
-    assert [ids.tolist() for ids in asked] == [[4, 9]]
-    torch.testing.assert_close(recon, features.dense() @ tensors["w_dec"] + tensors["b_dec"])
+    expected = features.dense() @ tensors["w_dec"] + tensors["b_dec"]
+    silent = [feature for feature in range(WIDTH) if feature not in (4, 9)]
+    tensors["w_dec"][silent] = torch.nan
+    torch.testing.assert_close(sae_of(tensors, READS).decode(features), expected)
 
 
 def test_arithmetic_keeps_no_gradients():
