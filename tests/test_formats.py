@@ -244,7 +244,8 @@ def test_a_multi_layer_folder_that_does_not_hold_together(tmp_path):
 def test_a_crosscoder_whose_name_lists_other_layers(tmp_path):
     name = CROSSCODER.replace("7_13_17", "7_13_17_22")
     write_layers(tmp_path / name, random_layers())
-    assert "names the layers 7_13_17_22, its tensors are of 3" in refused(WeightsError, load_crosscoder, tmp_path, name)
+    said = refused(WeightsError, load_crosscoder, tmp_path, name)
+    assert "says it is of the layers 7_13_17_22, its tensors are of 3" in said
 
 
 def test_layers_of_two_dictionaries(tmp_path):

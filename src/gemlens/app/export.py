@@ -15,6 +15,7 @@ from gemlens.errors import InputError
 from gemlens.lm.starter import STARTER_NAME
 
 if TYPE_CHECKING:
+    from gemlens.data.corpus import Text
     from gemlens.lm.gemma import Model
     from gemlens.scope.sae import SAE
 
@@ -102,7 +103,7 @@ def _load(model_id: str) -> Model:
     return load_model(model_id, device="cpu", dtype="float32")
 
 
-def _measure(model: Model, exact: SAE, folder: Path, files: list[Path]) -> None:
+def _measure(model: Model, exact: SAE, folder: Path, files: list[Text]) -> None:
     from gemlens.data.corpus import read_documents
     from gemlens.report.quantization import render
     from gemlens.scope.load import load_sae

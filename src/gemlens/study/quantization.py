@@ -49,8 +49,9 @@ def quantization_cost(
     report(2, 3)
     rows = islice(rows_of(model, of_features), VARIANCE_ROWS)
     active = shared = active_quantized = 0
-    for x in activation_stream(model, rows, exact.reads, together=16):
-        first, second = exact.encode(x.float()), quantized.encode(x.float())
+    for read in activation_stream(model, rows, [exact.reads], together=16):
+        x = read[exact.reads].float()
+        first, second = exact.encode(x), quantized.encode(x)
         active += len(first.ids)
         active_quantized += len(second.ids)
         shared += int(torch.isin(_pairs(first), _pairs(second), assume_unique=True).sum())

@@ -46,5 +46,5 @@ def held_back(say: Callable[[str], None]) -> Iterator[Asked]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
