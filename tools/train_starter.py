@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from gemlens.data.mix import mixed
 from gemlens.lm.gemma import Model
 from gemlens.lm.load import load_model
 from gemlens.records import DictionaryInfo
+from gemlens.report.card import figures
 from gemlens.scope.load import load_sae
 from gemlens.scope.sae import SAE
 from gemlens.scope.save import save_sae
@@ -101,27 +102,7 @@ def measure(model: Model, sae: SAE, mix: Iterable[str], held_out: Path, folder: 
     per_feature = {"max_activation": seen.max_activation, "tokens_active": seen.fired}
     save_file(per_feature, folder / MAX_ACTIVATION)
     measured = fidelity(load_model("starter"), sae, read_documents(held_out))
-    return {
-        "l0": measured.l0,
-        "variance_explained": measured.variance_explained,
-        "fvu": measured.fvu,
-        "variance_explained_trimmed": measured.variance_explained_trimmed,
-        "variance_explained_tutorial": measured.variance_explained_tutorial,
-        "cosine": measured.cosine,
-        "ce_clean": measured.ce_clean,
-        "ce_spliced": measured.spliced.ce,
-        "ce_zero": measured.zeroed.ce,
-        "ce_mean": measured.mean_ablated.ce,
-        "ce_above_clean": measured.spliced.above_clean,
-        "ce_above_clean_standard_error": measured.spliced.standard_error,
-        "ce_recovered": measured.ce_recovered,
-        "ce_recovered_mean": measured.ce_recovered_mean,
-        "dead": seen.dead,
-        "dead_tokens": seen.tokens,
-        "max_activation": MAX_ACTIVATION,
-        "tokens_measured": measured.tokens_measured,
-        "tokens_measured_ce": measured.ce_tokens,
-    }
+    return figures(replace(measured, dead=seen.dead, dead_tokens=seen.tokens)) | {"max_activation": MAX_ACTIVATION}
 
 
 def _options() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from typing import Any
 from gemlens.records import Fidelity, Training
 from gemlens.report.visible import one_line
 
-__all__ = ["readme", "to_json"]
+__all__ = ["figures", "readme", "to_json"]
 
 _KINDS = {"sae": "Sparse autoencoder", "transcoder": "Transcoder", "clt": "Cross-layer transcoder"}
 
@@ -16,7 +16,7 @@ _KINDS = {"sae": "Sparse autoencoder", "transcoder": "Transcoder", "clt": "Cross
 def to_json(training: Training, measured: Fidelity | None) -> str:
     """Measured figures by the fidelity protocol, where they were taken, then those of training."""
     card = {
-        **(_figures(measured) if measured else {}),
+        **(figures(measured) if measured else {}),
         "training_fvu": training.last("fvu"),
         "training_l0": training.last("l0"),
         "training_dead": training.last("dead"),
@@ -29,8 +29,9 @@ def to_json(training: Training, measured: Fidelity | None) -> str:
     return json.dumps(card, indent=2) + "\n"
 
 
-def _figures(measured: Fidelity) -> dict[str, Any]:
-    figures: dict[str, Any] = {
+def figures(measured: Fidelity) -> dict[str, Any]:
+    """What a card says of a measurement, by the card's names."""
+    said: dict[str, Any] = {
         "l0": measured.l0,
         "variance_explained": measured.variance_explained,
         "fvu": measured.fvu,
@@ -49,8 +50,8 @@ def _figures(measured: Fidelity) -> dict[str, Any]:
         "tokens_measured_ce": measured.ce_tokens,
     }
     if measured.dead is not None:
-        figures |= {"dead": measured.dead, "dead_tokens": measured.dead_tokens}
-    return figures
+        said |= {"dead": measured.dead, "dead_tokens": measured.dead_tokens}
+    return said
 
 
 def readme(training: Training, measured: Fidelity | None) -> str:
