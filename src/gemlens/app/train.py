@@ -110,6 +110,9 @@ def train(
         Dtype, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.", metavar="NAME")
     ] = Dtype.bfloat16,
     row_length: Annotated[int, typer.Option(help="Tokens of a row of text, BOS included.", metavar="INT")] = 256,
+    passes: Annotated[
+        int, typer.Option(help="How often to read the texts, each time in another order.", metavar="INT")
+    ] = 1,
     buffer: Annotated[
         str | None,
         typer.Option(help="Tokens to shuffle.  [default: 131,072, or what fits into 2 GiB]", metavar="COUNT"),
@@ -170,16 +173,16 @@ def train(
     out, console = out.expanduser(), notes()
     with prepared("--out", out, ["checkpoint.safetensors"]):
         if store is not None:
-            only_texts = [name for name in ("row_length", "dtype", "model_id") if was_given(context, name)]
+            only_texts = [name for name in ("row_length", "passes", "dtype", "model_id") if was_given(context, name)]
             if only_texts:
                 option = only_texts[0].replace("_", "-")
                 raise InputError(f"--{option} goes with --texts; what a store was made with stands in its manifest")
-            source = from_store(store.expanduser(), configs, held)
+            source = from_store(store.expanduser(), configs, held, device=device.value)
         else:
             files = documents([path.expanduser() for path in texts or []])
             source = from_texts(
                 console, files, test, configs, held,
-                model_id=model_id, device=device.value, dtype=dtype.value, row_length=row_length,
+                model_id=model_id, device=device.value, dtype=dtype.value, row_length=row_length, passes=passes,
             )  # fmt: skip
         import torch
 
@@ -196,6 +199,7 @@ def train(
                     source=source.about,
                     model_name=source.model_name,
                     save_dtype=getattr(torch, save_dtype.value),
+                    device=source.device,
                     report=report,
                     say=lambda line: tell(console, line),
                 )

@@ -52,8 +52,9 @@ def activities(
     for found in stream:
         for index, dictionary in enumerate(dictionaries):
             features = dictionary.encode(found[dictionary.reads][: tokens - done])
-            fired[index] += torch.bincount(features.ids, minlength=dictionary.width)
-            strongest[index].scatter_reduce_(0, features.ids, features.values.float(), "amax")
+            ids, values = features.ids.cpu(), features.values.float().cpu()
+            fired[index] += torch.bincount(ids, minlength=dictionary.width)
+            strongest[index].scatter_reduce_(0, ids, values, "amax")
         done += min(tokens - done, len(next(iter(found.values()))))
         report(done)
         if done >= tokens:

@@ -104,6 +104,7 @@ def _join(timeout_s: float) -> None:
     # The default group is a default argument of its functions. Imported later, as optimizers do, they would keep the
     # group and gloo's threads alive after ``_leave``.
     import torch.distributed.nn.functional
+
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
