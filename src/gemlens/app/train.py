@@ -31,6 +31,7 @@ from gemlens.train.config import FitConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gemlens.scope.multilayer import MultiLayer
     from gemlens.train.learner import Step
 
 __all__ = ["train"]
@@ -187,8 +188,15 @@ def train(
         import torch
 
         from gemlens.app.train_results import write_results
+        from gemlens.scope.sae import SAE
         from gemlens.train.checkpoint import CHECKPOINT
         from gemlens.train.run import train as run
+
+        exact: dict[str, SAE] = {}  # to measure what int8 costs
+
+        def keep(path: str, dictionary: SAE | MultiLayer) -> None:
+            if save_dtype is SaveDtype.int8 and test and isinstance(dictionary, SAE):
+                exact[path] = dictionary
 
         with _reporting(console, configs, tensorboard) as report:
             try:
@@ -202,6 +210,7 @@ def train(
                     device=source.device,
                     report=report,
                     say=lambda line: tell(console, line),
+                    finished=keep,
                 )
             except (KeyboardInterrupt, SystemExit):
                 kept = (out / CHECKPOINT).exists()
@@ -209,7 +218,7 @@ def train(
                     console, f"stopped{'; the same command goes on there' if kept else ' before a checkpoint was due'}"
                 )
                 raise
-        write_results(console, out, trained, source, test, device=device.value, dead=dead)
+        write_results(console, out, trained, source, test, exact=exact, device=device.value, dead=dead)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from torch import Tensor
 from gemlens.errors import InputError, OutputError, WeightsError
 from gemlens.files import check_folder
 from gemlens.records import Training
+from gemlens.scope.multilayer import MultiLayer
+from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.train.checkpoint import CHECKPOINT, Checkpoint, check_same, read_checkpoint, write_checkpoint
 from gemlens.train.config import FitConfig
@@ -56,6 +58,7 @@ def train(
     device: torch.device | str = "cpu",
     report: Callable[[Mapping[str, Step]], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    finished: Callable[[str, SAE | MultiLayer], None] = lambda _path, _dictionary: None,
 ) -> list[Training]:
     """Train dictionaries into ``folder``, or go on where a run of the same settings stands there.
 
@@ -69,6 +72,7 @@ def train(
         device: where the dictionaries learn, and to which batches are brought.
         report: called after every step, with where each dictionary stands that learned from it, by path.
         say: called with a line for a person to read, now and then.
+        finished: called at the end with each path and its dictionary, float32, which is stored as ``save_dtype``.
 
     Raises:
         InputError: the stream ends before the tokens asked for, or is empty, or lacks a site; a checkpoint of other
@@ -96,7 +100,7 @@ def train(
                 asked.leave()
         run.save()
         run.check_complete()
-        return run.write(save_dtype)
+        return run.write(save_dtype, finished)
 
 
 class _Run:
@@ -205,19 +209,22 @@ class _Run:
                 "give more text, read it more often or ask for fewer, into another folder"
             )
 
-    def write(self, dtype: torch.dtype) -> list[Training]:
-        return [
-            write_dictionary(
+    def write(self, dtype: torch.dtype, finished: Callable[[str, SAE | MultiLayer], None]) -> list[Training]:
+        written = []
+        for path, learner in self._learners.items():
+            dictionary = learner.finish()
+            training = write_dictionary(
                 self._folder / path,
-                learner.finish(),
+                dictionary,
                 self._configs[path],
                 source=self._source,
                 seconds=self._seconds,
                 curves=self._recorders[path].points,
                 dtype=dtype,
             )
-            for path, learner in self._learners.items()
-        ]
+            written.append(training)
+            finished(path, dictionary)
+        return written
 
     @property
     def _kept(self) -> str:
