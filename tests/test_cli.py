@@ -70,8 +70,10 @@ def test_no_option_is_called_in_capitals():
                 continue
             for name, kind in typing.get_type_hints(function, include_extras=True).items():
                 for option in getattr(kind, "__metadata__", ()):
-                    checked += isinstance(option, typer.models.OptionInfo)
-                    if getattr(option, "metavar", None) == name.upper():
+                    if not isinstance(option, typer.models.OptionInfo):
+                        continue
+                    checked += 1
+                    if option.metavar == name.upper():
                         assert f"--{name}" in (option.default, *(option.param_decls or ())), (function, name)
     assert checked > 50
 
