@@ -88,6 +88,7 @@ def test_it_is_the_best_regression_with_tokens_of_high_norm_held_back(monkeypatc
 def test_rows_of_features_that_hardly_fire_stay():
     sae, x = transcoder(), inputs()
     sae.threshold[3], sae.threshold[4] = 1e6, sae.encode(x).dense()[:, 4].topk(3).values.min()
+    x[:, 5] = 2.0
     y = target_of(sae, transcoder(seed=1)).reconstruct(x)
     (found,) = refit([sae], stream(x, y), TOKENS)
     turned = F.cosine_similarity(weights_of(found), weights_of(sae), dim=1)

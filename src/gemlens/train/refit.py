@@ -104,8 +104,8 @@ class _Sums:
         ridge = _SMALL * self._squares.diagonal()
         # Mean square activation where it fires, once for each firing that the present row is worth.
         ridge[: own.width] = PRIOR * self._squares.diagonal()[: own.width] / self._fired.clamp(min=1)
-        # Of a feature that never fired nothing is known, nor asked.
-        ridge[: own.width][self._fired == 0] = 1
+        # Of a feature that never fired, and of an input that is always the same, nothing is known, nor asked.
+        ridge[ridge == 0] = 1
         change = torch.linalg.solve(self._squares + ridge.diag(), self._products).float()
         decoder = torch.cat([block for _, block in own.decoder.blocks()]) + change[: own.width]
         norm = torch.linalg.vector_norm(decoder, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
