@@ -72,11 +72,15 @@ def train(
     ] = None,
     sites: Annotated[
         str | None,
-        typer.Option(help="Of SAEs: one is trained for each, e.g. resid_post.5,resid_post.12.", metavar="SITES"),
+        typer.Option(
+            "--sites", help="Of SAEs: one is trained for each, e.g. resid_post.5,resid_post.12.", metavar="SITES"
+        ),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Of transcoders, one for each, and of a CLT: e.g. 0-17 or 3,9,15.", metavar="LAYERS"),
+        typer.Option(
+            "--layers", help="Of transcoders, one for each, and of a CLT: e.g. 0-17 or 3,9,15.", metavar="LAYERS"
+        ),
     ] = None,
     width: Annotated[int, typer.Option(help="Features; of a CLT, of each layer.", metavar="INT")] = FitConfig.width,
     l0: Annotated[
