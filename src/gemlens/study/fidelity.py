@@ -136,7 +136,7 @@ def _reconstruction(model: Model, dictionary: SAE, tokens: Tensor, report: Calla
         cosines.append(F.cosine_similarity(target, recon, dim=1))
         l0.append(features.l0.float())
         l0_bos.append(dictionary.encode(found[dictionary.reads][:, 0].float()).l0.float())
-        fired[features.ids] = True
+        fired[features.ids.cpu()] = True
         report(sum(len(chunk) for chunk in l0) // (LENGTH - 1))
     target, error = torch.cat(targets).double(), torch.cat(errors).double()
     norm = target.norm(dim=1)
