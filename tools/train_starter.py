@@ -18,26 +18,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from gemlens import __version__
 from gemlens.data.corpus import Text, documents, read_documents
 from gemlens.data.mix import mixed
 from gemlens.lm.gemma import Model
 from gemlens.lm.load import load_model
 from gemlens.records import DictionaryInfo
-from gemlens.report.card import figures
+from gemlens.report.card import MAX_ACTIVATION, figures
 from gemlens.scope.load import load_sae
 from gemlens.scope.sae import SAE
 from gemlens.scope.save import save_sae
 from gemlens.scope.starter import STARTER_DICTIONARY
+from gemlens.study.activity import write_activity
 from gemlens.study.fidelity import activity_on, fidelity, rows_of
 from gemlens.train.config import FitConfig
 from gemlens.train.fit import fit
 from gemlens.train.learner import Step
 from gemlens.train.stream import ShuffledStream, harvest
-
-MAX_ACTIVATION = "max_activation.safetensors"
 
 
 def main() -> None:
@@ -99,10 +96,9 @@ def train(model: Model, files: list[Text], config: FitConfig, length: int) -> SA
 def measure(model: Model, sae: SAE, mix: Iterable[str], held_out: Path, folder: Path) -> dict[str, Any]:
     """The card's measured figures; writes the ones a feature beside it."""
     seen = activity_on(model, sae, mix)
-    per_feature = {"max_activation": seen.max_activation, "tokens_active": seen.fired}
-    save_file(per_feature, folder / MAX_ACTIVATION)
+    write_activity(seen, folder / MAX_ACTIVATION)
     measured = fidelity(load_model("starter"), sae, read_documents(held_out))
-    return figures(replace(measured, dead=seen.dead, dead_tokens=seen.tokens)) | {"max_activation": MAX_ACTIVATION}
+    return figures(replace(measured, dead=seen.dead, dead_tokens=seen.tokens))
 
 
 def _options() -> argparse.Namespace:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gemlens.files import told, whole
 from gemlens.records import DENSITY_DECADES, DENSITY_STEPS, Density
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.outputs import Dictionary, outputs
 
-__all__ = ["Activity", "activities", "activity", "density"]
+__all__ = ["Activity", "activities", "activity", "density", "write_activity"]
 
 
 class Activity(NamedTuple):
@@ -55,8 +57,9 @@ def activities(
     for found in stream:
         for index, part in enumerate(parts):
             features = part.encode(found[part.reads][: tokens - done])
-            fired[index] += torch.bincount(features.ids, minlength=part.info.width).cpu()
-            strongest[index].scatter_reduce_(0, features.ids.cpu(), features.values.float().cpu(), "amax")
+            ids, values = features.ids.cpu(), features.values.float().cpu()
+            fired[index] += torch.bincount(ids, minlength=part.info.width)
+            strongest[index].scatter_reduce_(0, ids, values, "amax")
         done += min(tokens - done, len(next(iter(found.values()))))
         report(done)
         if done >= tokens:
@@ -71,3 +74,15 @@ def density(fired: Tensor, tokens: int) -> Density:
     at = ((share.log10() + DENSITY_DECADES) * DENSITY_STEPS).floor().long().clamp(0, bins - 1)
     counts = torch.bincount(at, minlength=bins)
     return Density(tokens=tokens, never=int((fired == 0).sum()), counts=tuple(counts.tolist()))
+
+
+def write_activity(seen: Activity, path: Path) -> None:
+    """Write ``max_activation`` float32 and ``tokens_active`` int64, both [width], as safetensors.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    with whole(path) as file, told(path):
+        file.write(save({"max_activation": seen.max_activation, "tokens_active": seen.fired}))

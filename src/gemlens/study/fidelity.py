@@ -3,7 +3,8 @@
 The protocol, the same everywhere in the project: rows of 128 tokens with BOS, float32, position 0 neither edited
 nor counted.
 
-1. On the first 65,536 tokens, without the head: L0, variance explained, cosine, norms (``reconstruction``).
+1. On the first 65,536 tokens, without the head: L0, variance explained, cosine, norms; and what the best linear map
+   of rank L0 explains of the same tokens (``reconstruction``, ``linear``).
 2. On the first 8,192 tokens, taken up again at the site's layer with the clean pass shared: cross-entropy clean,
    with the site replaced by its reconstruction (spliced), by zero and by its mean (``losses``).
 3. If text of the training mix is given: the share of features that never fire on a million tokens of it (dead).
@@ -83,6 +84,7 @@ def fidelities(
     dictionaries: Sequence[Dictionary],
     texts: Iterable[str],
     *,
+    loss_rows: int = LOSS_ROWS,
     mix: Iterable[str] | None = None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Fidelity]:
@@ -91,6 +93,7 @@ def fidelities(
     Args:
         dictionaries: SAEs and transcoders; CLTs and crosscoders give a record for each layer, of what all their layers
             write there together.
+        loss_rows: of 128 tokens, to take cross-entropies on: 2 or more; the protocol's are 64.
         texts, mix, report: as for ``fidelity``.
 
     Returns:
@@ -105,12 +108,12 @@ def fidelities(
     warnings = [tuple(check_fit(model, dictionary)) for dictionary in dictionaries for _ in outputs(dictionary)]
     parts = [part for dictionary in dictionaries for part in outputs(dictionary)]
     tokens = some_rows(model, texts, VARIANCE_ROWS)
-    loss_rows = tokens[:LOSS_ROWS]
-    before_mix = len(tokens) + len(loss_rows) * len(parts)
+    for_loss = tokens[:loss_rows]
+    before_mix = len(tokens) + len(for_loss) * len(parts)
     total = before_mix + (DEAD_TOKENS // (LENGTH - 1) if mix is not None else 0)
     measured = reconstructions(model, dictionaries, tokens, lambda done: report(done, total))
     means = {part.writes: each.mean for part, each in zip(parts, measured, strict=True)}
-    cost = losses(model, dictionaries, loss_rows, means, lambda done: report(len(tokens) + done, total))
+    cost = losses(model, dictionaries, for_loss, means, lambda done: report(len(tokens) + done, total))
     seen: Sequence[Activity | None] = [None] * len(parts)
     if mix is not None:
         seen = activities_on(model, dictionaries, mix, lambda done: report(before_mix + done // (LENGTH - 1), total))
@@ -121,7 +124,7 @@ def fidelities(
                 writes=str(part.writes),
                 model_id=model.name,
                 tokens_measured=tokens.numel(),
-                ce_tokens=loss_rows.numel(),
+                ce_tokens=for_loss.numel(),
                 ce_clean=float(cost.clean.mean()),
                 spliced=above_clean(spliced, cost.clean),
                 zeroed=above_clean(cost.zeroed[part.writes], cost.clean),

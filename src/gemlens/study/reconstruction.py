@@ -1,20 +1,21 @@
 """Stage 1 of the fidelity protocol: how many features fire, and how near the reconstruction comes, over a lot of text.
 
 Of all dictionaries from one forward pass. Nothing is held that grows with text times width: of each token a few
-numbers, of each site sums and the one percent of tokens of largest norm.
+numbers, of each site sums, the one percent of tokens of largest norm, and what ``linear`` holds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gemlens.lm.gemma import Model, activations
+from gemlens.study.linear import LinearFit
 from gemlens.study.outputs import Dictionary, Made, Output, make, outputs
 
 __all__ = ["Measured", "reconstructions"]
@@ -27,7 +28,7 @@ _ORDINARY = 0.99
 class Measured(NamedTuple):
     """Of one output of a dictionary."""
 
-    figures: dict[str, float]
+    figures: dict[str, Any]
     mean: Tensor
     """[d_out], of the site that is written."""
     fired: Tensor
@@ -40,6 +41,7 @@ def reconstructions(
     """Run [rows, n] ids, BOS first, and measure every output of every dictionary; ``report`` is told rows done."""
     parts = [part for dictionary in dictionaries for part in outputs(dictionary)]
     tallies = [_Tally(part) for part in parts]
+    maps = {(part.reads, part.writes): LinearFit() for part in parts}
     spreads = {part.writes: _Spread(len(tokens) * (tokens.shape[1] - 1)) for part in parts}
     done = 0
     for group in tokens.split(_TOGETHER):
@@ -50,12 +52,18 @@ def reconstructions(
         x = {site: value[:, 1:].flatten(0, 1).float() for site, value in found.items()}
         for site, spread in spreads.items():
             spread.add(x[site])
+        for (reads, writes), best in maps.items():
+            best.add(x[reads], x[writes])
         made = [each for dictionary in dictionaries for each in make(dictionary, x)]
         for tally, each in zip(tallies, made, strict=True):
             tally.add(each, x[tally.output.writes])
         done += len(group)
         report(done)
-    return [tally.measured(spreads[tally.output.writes]) for tally in tallies]
+    by_rank = {pair: best.explained() for pair, best in maps.items()}
+    return [
+        tally.measured(spreads[tally.output.writes], by_rank[tally.output.reads, tally.output.writes])
+        for tally in tallies
+    ]
 
 
 class _Spread:
@@ -150,19 +158,23 @@ class _Tally:
         self._active += len(made.features.ids)
         self._fired += torch.bincount(made.features.ids, minlength=len(self._fired)).cpu()
 
-    def measured(self, spread: _Spread) -> Measured:
+    def measured(self, spread: _Spread, by_rank: Tensor) -> Measured:
+        """``by_rank`` is what the best linear map of each rank explains."""
         error, ordinary = torch.cat(self._errors).double(), spread.ordinary
         fvu = float(error.sum()) / spread.deviation
         # Mean squares over all numbers, as the tutorial has them.
         numbers = spread.variance_of_all_numbers * len(error) * len(spread.mean)
+        l0 = self._active / len(error)
         figures = {
-            "l0": self._active / len(error),
+            "l0": l0,
             "l0_at_bos": float(self._l0_at_bos),
             "variance_explained": 1 - fvu,
             "fvu": fvu,
             "variance_explained_trimmed": 1 - float(error[ordinary].sum()) / spread.deviation_of_ordinary,
             "variance_explained_tutorial": 1 - float(error.sum()) / numbers,
             "variance_explained_tutorial_of_mean": 1 - spread.deviation / numbers,
+            "variance_explained_pca": float(by_rank[: round(l0) + 1][-1]),
+            "variance_explained_linear": None if self.output.reads == self.output.writes else float(by_rank[-1]),
             "cosine": float(torch.cat(self._cosines).mean()),
             "silent": float((self._fired == 0).float().mean()),
             "high_norm_share": spread.deviation_of_outliers / spread.deviation,
