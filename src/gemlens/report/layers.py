@@ -12,8 +12,8 @@ from gemlens.report.axes import Axis, colour, line, safe
 
 __all__ = ["by_layer"]
 
-_WIDTH, _HEIGHT = 520, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 38
+_WIDTH, _HEIGHT = 520, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 46
 _LOWEST = -0.5
 """Shares below it are drawn at the edge, as triangles."""
 
@@ -24,20 +24,26 @@ def by_layer(
     name: str,
     *,
     top: float | None = None,
+    log: bool = False,
     error: Callable[[Fidelity], float] = lambda _figures: 0.0,
 ) -> str:
-    """Draw ``value`` of each group in the group's colour, over 0 to ``top`` or to the largest.
+    """Draw ``value`` of each group in the group's colour, from 0 to ``top`` or to the largest.
 
     Args:
+        log: on a scale of logarithms, where all are above 0.
         error: half the length of a bar through the point.
     """
     members = [figures for group in groups for figures in group]
     last = max(figures.dictionary.layer for figures in members)
     across = Axis(-0.5, last + 0.5, _LEFT, _WIDTH - _RIGHT, log=False)
-    reach = [value(figures) + error(figures) for figures in members]
-    lowest = max(_LOWEST, min(0.0, *(value(figures) for figures in members)))
-    highest = top if top is not None else 1.05 * max(*reach, 1e-9)
-    up = Axis(lowest, max(highest, lowest + 1e-9), _HEIGHT - _BOTTOM, _TOP, log=False)
+    lowest, highest = min(map(value, members)), max(value(figures) + error(figures) for figures in members)
+    if log and lowest > 0:
+        up = Axis(lowest / 1.2, highest * 1.2, _HEIGHT - _BOTTOM, _TOP, log=True)
+    else:
+        lowest = min(0.0, max(lowest, _LOWEST))
+        up = Axis(
+            lowest, max(1.05 * highest if top is None else top, lowest + 1e-9), _HEIGHT - _BOTTOM, _TOP, log=False
+        )
     body = [
         each for index, group in enumerate(groups) for each in _series(group, index, value, error, across, up, name)
     ]

@@ -32,9 +32,8 @@ class Series(NamedTuple):
     def about(self) -> str:
         first = self.members[0]
         reads, writes = (site.partition(".")[0] for site in (first.dictionary.site, first.writes))
-        where = f"reads {reads}, writes {writes}" if reads != writes else f"of {reads}"
         many = "s" if len(self.members) > 1 and self.kind != "CLT" else ""
-        return f"{self.kind}{many} {where}"
+        return f"{self.kind}{many} {f'from {reads} to {writes}' if reads != writes else f'of {reads}'}"
 
 
 def series(card: QualityCard) -> list[Series]:
@@ -72,23 +71,24 @@ def to_json(card: QualityCard) -> str:
 
 
 class Column(NamedTuple):
+    name: str
     header: str
-    """Two lines."""
+    """The same in two short lines."""
     value: Callable[[Fidelity], float | None]
     say: Callable[[float], str]
 
 
 COLUMNS = (
-    Column("\nL0", lambda figures: figures.l0, "{:.1f}".format),
-    Column("\nFVU", lambda figures: figures.fvu, "{:.3f}".format),
-    Column("variance\nexplained", lambda figures: figures.variance_explained, "{:.3f}".format),
-    Column("nats above\nclean", lambda figures: figures.spliced.above_clean, "{:.3f}".format),
-    Column("recovered\nof mean", lambda figures: figures.ce_recovered_mean, "{:.1%}".format),
-    Column("\nof zero", lambda figures: figures.ce_recovered, "{:.1%}".format),
-    Column("\ndead", lambda figures: figures.dead, "{:.1%}".format),
+    Column("L0", "\nL0", lambda figures: figures.l0, "{:.1f}".format),
+    Column("FVU", "\nFVU", lambda figures: figures.fvu, "{:.3f}".format),
+    Column("variance explained", "variance\nexplained", lambda figures: figures.variance_explained, "{:.3f}".format),
+    Column("nats above clean", "nats\nabove", lambda figures: figures.spliced.above_clean, "{:.3f}".format),
+    Column("recovered of mean", "recov.\nof mean", lambda figures: figures.ce_recovered_mean, "{:.1%}".format),
+    Column("recovered of zero", "recov.\nof zero", lambda figures: figures.ce_recovered, "{:.1%}".format),
+    Column("dead", "\ndead", lambda figures: figures.dead, "{:.1%}".format),
 )
 """Of a table with a line a dictionary, beside its site and width."""
-_RECOVERED = "recovered: the share of the nats that replacing the site by its mean, or by zero, costs"
+_MEANING = "nats above clean; recovered: the share of those that replacing the site by its mean, or by zero, costs"
 
 
 def render(card: QualityCard, console: Console) -> None:
@@ -106,7 +106,7 @@ def render(card: QualityCard, console: Console) -> None:
         for line in rest:
             console.print(Text(f"  {line}"))
     any_of = card.dictionaries[0]
-    said = f"on {any_of.tokens_measured:,} tokens, cross-entropy on {any_of.ce_tokens:,}; {_RECOVERED}"
+    said = f"on {any_of.tokens_measured:,} tokens, cross-entropy on {any_of.ce_tokens:,}; {_MEANING}"
     console.print(Text(f"\n{said}", style="dim"))
     for figures in card.dictionaries:
         for said in wrong(figures):
@@ -122,7 +122,7 @@ def set_lines(found: SetFidelity) -> list[str]:
         f"{found.name}: all {len(found.layers)} MLPs replaced at once",
         f"KL to the clean model {found.kl:.3f} ± {found.kl_standard_error:.3f} nats a token",
         f"the same likeliest token at {found.agreement:.1%} of {found.tokens:,}",
-        f"{cost.above_clean:.3f} ± {cost.standard_error:.3f} nats above clean ({found.ce_clean:.3f})",
+        f"{cost.above_clean:.3f} ± {cost.standard_error:.3f} nats above clean, which is {found.ce_clean:.3f}",
         f"with the errors of a clean pass, no logit is off by more than {found.logit_error:.1e}",
     ]
 
@@ -131,8 +131,8 @@ def _table(of: Series) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column("\nsite", min_width=12)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("\nsite", min_width=13, no_wrap=True)
     table.add_column("\nwidth", justify="right", min_width=5)
     columns = [column for column in COLUMNS if any(column.value(each) is not None for each in of.members)]
     for column in columns:

@@ -57,6 +57,7 @@ def _plots(groups: Sequence[Series]) -> list[_Plot]:
                 members,
                 lambda each: each.spliced.above_clean,
                 "nats above clean",
+                log=True,
                 error=lambda each: each.spliced.standard_error,
             ),
         ),
@@ -67,7 +68,7 @@ def _plots(groups: Sequence[Series]) -> list[_Plot]:
         ),
         _Plot(
             "Cross-entropy recovered, against zeroing",
-            "Of what replacing the site by zero costs: flatters residual streams, which zero destroys.",
+            "Of what replacing the site by zero costs. It flatters SAEs of residual streams.",
             by_layer(members, lambda each: each.ce_recovered, "recovered of zero", top=1.0),
         ),
     ]
@@ -84,7 +85,6 @@ def _facts(card: QualityCard) -> list[tuple[str, str]]:
     versions = f"gemlens {made.gemlens_version}, torch {made.torch_version}, transformers {made.transformers_version}"
     return [
         ("Model", f"{card.model_id} @ {made.model_revision}" if made.model_revision else card.model_id),
-        ("Text", ", ".join(card.texts) or "not named"),
         ("Numbers", f"{made.dtype} on {made.device}"),
         ("Made with", versions),
         ("Created", made.created),

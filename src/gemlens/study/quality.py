@@ -53,7 +53,7 @@ def quality_card(
     measured, failed = measure(model, release, found, texts, mix=mix, revision=revision, device=device, report=report)
     reasons = [(each.path, str(error)) for each, error in failed]
     sets: list[SetFidelity] = []
-    for name, members in complete_sets(measured, model.n_layers).items():
+    for name, members in sorted(complete_sets(measured, model.n_layers).items()):
         try:
             transcoders = _load(release, members, revision, device)
             sets.append(set_fidelity(model, transcoders, texts(), report=partial(report_set, name)))
