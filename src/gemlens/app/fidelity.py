@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemlens.app.console import notes, results, tell
 from gemlens.app.load import load
+from gemlens.app.measuring import progress, reader
 from gemlens.app.options import (
     DEFAULT_MODEL,
     CategoryOption,
@@ -18,15 +19,20 @@ from gemlens.app.options import (
     DeviceOption,
     IdsOption,
     ModelOption,
+    OutDirOption,
     ReleaseOption,
     check_sources,
     default_dictionary,
     was_given,
 )
 from gemlens.app.output import prepared
+from gemlens.app.quality import files_of
+from gemlens.app.quality import run as run_all
 from gemlens.app.sweep import check_place
 from gemlens.app.sweep import run as run_sweep
 from gemlens.errors import GemlensError, InputError
+from gemlens.lm.starter import STARTER_NAME
+from gemlens.scope.starter import STARTER_RELEASE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,8 +75,24 @@ def fidelity(
     layer: Annotated[
         int | None, typer.Option(help="With --sweep: the layer.  [default: the only one]", metavar="INT")
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Measure every dictionary of the release, and its transcoders all at once; write a page of it.",
+        ),
+    ] = False,
     device: DeviceOption = Device.auto,
-    export: Annotated[Path | None, typer.Option(help="Write the figures to this .json file.", metavar="FILE")] = None,
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--export",
+            help="Write the figures to this .json file. With --all: html or json, or a file of either; repeat it.  "
+            "[default with --all: both]",
+            metavar="FILE",
+        ),
+    ] = None,
+    out_dir: OutDirOption = Path("outputs"),
     plot: Annotated[
         Path | None, typer.Option(help="With --sweep: draw L0 against cost into this .svg file.", metavar="FILE")
     ] = None,
@@ -78,62 +100,114 @@ def fidelity(
     """Measure how well a dictionary reconstructs what it reads, and what splicing it in costs the model."""
     if not texts:
         raise InputError("no text was given; name some with --texts: about 50 pages make the full 65,536 tokens")
+    if sae_release == STARTER_RELEASE and not was_given(context, "model_id"):
+        model_id = STARTER_NAME
     release, ids = default_dictionary(model_id, sae_release, sae_id)
     check_sources(model_id, release, sae_category, ids)
-    for option, path, kind in (("--export", export, ".json"), ("--plot", plot, ".svg")):
-        if path is not None and path.suffix != kind:
-            raise InputError(f"{option} {path}: name a {kind} file, e.g. {option} fidelity{kind}")
-    _check_sweep(sweep, {"--site": site, "--layer": layer, "--plot": plot}, sae_id)
+    _check_ways(
+        {"--sweep": sweep, "--all": everything},
+        {"--site": site, "--layer": layer, "--plot": plot},
+        ids=sae_id,
+        out_dir=was_given(context, "out_dir"),
+    )
+    write_to = files_of(export or [], out_dir) if everything else _one_file(export or [])
+    if plot is not None and plot.suffix != ".svg":
+        raise InputError(f"--plot {plot}: name a .svg file, e.g. --plot fidelity.svg")
+    category = sae_category.strip("/") if was_given(context, "sae_category") else None
     kind, number = check_place(site, layer)
     from gemlens.data.corpus import documents
-    from gemlens.files import write
-    from gemlens.report.fidelity import render, to_json
 
     files = documents([path.expanduser() for path in texts])
     mix_files = documents([path.expanduser() for path in mix]) if mix else None
+    write_to, plot = [path.expanduser() for path in write_to], plot and plot.expanduser()
     console = notes()
     with ExitStack() as stack:
-        if export is not None:
-            export = export.expanduser()
-            stack.enter_context(prepared("--export", export.parent, [export.name]))
-        if plot is not None:
-            plot = plot.expanduser()
-            stack.enter_context(prepared("--plot", plot.parent, [plot.name]))
-        if sweep:
+        for option, path in [*(("--export", path) for path in write_to), *([("--plot", plot)] if plot else [])]:
+            stack.enter_context(prepared(option, path.parent, [path.name]))
+        if everything:
+            run_all(
+                console,
+                model_id,
+                release,
+                category=category,
+                files=files,
+                mix=mix_files,
+                device=device.value,
+                write_to=write_to,
+            )
+        elif sweep:
             run_sweep(
                 console,
                 model_id,
                 release,
                 site=kind,
                 layer=number,
-                category=sae_category.strip("/") if was_given(context, "sae_category") else None,
+                category=category,
                 files=files,
                 mix=mix_files,
                 device=device.value,
-                export=export,
+                export=next(iter(write_to), None),
                 plot=plot,
             )
-            return
-        dictionaries, model, _ = load(
-            console, model_id, release, sae_category, ids, device=device.value, dtype="float32"
+        else:
+            _run(
+                console, model_id, release, sae_category, ids, files, mix_files, device=device.value, write_to=write_to
+            )
+
+
+def _run(
+    console: Console,
+    model_id: str,
+    release: str,
+    category: str,
+    ids: list[str],
+    files: list[Text],
+    mix: list[Text] | None,
+    *,
+    device: str,
+    write_to: Sequence[Path],
+) -> None:
+    from gemlens.files import write
+    from gemlens.report.fidelity import render, to_json
+
+    dictionaries, model, _ = load(console, model_id, release, category, ids, device=device, dtype="float32")
+    measured = [_suggest(_measure(console, model, dictionary, files, mix), release) for dictionary in dictionaries]
+    for path in write_to:
+        write(to_json(measured), path)
+    with results() as table:
+        for figures in measured:
+            render(figures, table)
+    for path in write_to:
+        tell(console, f"wrote {path}")
+
+
+def _check_ways(
+    ways: dict[str, bool], only_with_sweep: dict[str, object], *, ids: list[str] | None, out_dir: bool
+) -> None:
+    """Refuse options that say two things about what to measure."""
+    asked = [way for way, given in ways.items() if given]
+    if len(asked) > 1:
+        raise InputError(
+            f"{asked[0]} and {asked[1]} exclude each other; --all measures what --sweep would, and the rest"
         )
-        measured = [
-            _suggest(_measure(console, model, dictionary, files, mix_files), release) for dictionary in dictionaries
-        ]
-        if export is not None:
-            write(to_json(measured), export)
-        with results() as table:
-            for figures in measured:
-                render(figures, table)
-        if export is not None:
-            tell(console, f"wrote {export}")
-
-
-def _check_sweep(sweep: bool, only_with: dict[str, object], ids: list[str] | None) -> None:
-    if sweep and ids:
-        raise InputError(f"--sae-id {ids[0]} and --sweep exclude each other; --site and --layer say what to sweep over")
-    if not sweep and (given := [option for option, value in only_with.items() if value is not None]):
+    if asked and ids:
+        said = "--site and --layer say what to sweep over" if ways["--sweep"] else "--sae-category keeps to one folder"
+        raise InputError(f"--sae-id {ids[0]} and {asked[0]} exclude each other; {said}")
+    given = [option for option, value in only_with_sweep.items() if value is not None]
+    if given and not ways["--sweep"]:
         raise InputError(f"{given[0]} goes with --sweep; give that too, or name one dictionary with --sae-id")
+    if out_dir and not ways["--all"]:
+        raise InputError("--out-dir goes with --all; name a file with --export")
+
+
+def _one_file(export: Sequence[Path]) -> list[Path]:
+    """Of the ways that write one."""
+    if len(export) > 1:
+        raise InputError(f"--export {export[1]}: without --all, one file takes all figures")
+    for path in export:
+        if path.suffix != ".json":
+            raise InputError(f"--export {path}: name a .json file, e.g. --export fidelity.json")
+    return list(export)
 
 
 def _suggest(figures: Fidelity, release: str) -> Fidelity:
@@ -148,22 +222,13 @@ def _suggest(figures: Fidelity, release: str) -> Fidelity:
 
 
 def _measure(console: Console, model: Model, dictionary: SAE, files: list[Text], mix: list[Text] | None) -> Fidelity:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from gemlens.data.corpus import read_documents
     from gemlens.study.fidelity import fidelity as study
 
-    with ExitStack() as stack:
-        report: dict[str, Any] = {}
-        if console.is_terminal:  # where nothing can move, rich would leave an empty line
-            columns = (TextColumn("Measuring {task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-            bar = stack.enter_context(Progress(*columns, console=console, transient=True))
-            task = bar.add_task(dictionary.info.id, total=None)
-            report = {"report": lambda done, total: bar.update(task, completed=done, total=total)}
+    with progress(console) as show:
         return study(
             model,
             dictionary,
-            chain.from_iterable(map(read_documents, files)),
-            mix=None if mix is None else chain.from_iterable(map(read_documents, mix)),
-            **report,
+            reader(files)(),
+            mix=None if mix is None else reader(mix)(),
+            report=lambda done, total: show(f"Measuring {dictionary.info.id}", done, total),
         )

@@ -1,24 +1,20 @@
-"""``gemlens fidelity --sweep``: all dictionaries of a site, one after another."""
+"""``gemlens fidelity --sweep``: all dictionaries of a site."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemlens.app.console import results, tell
 from gemlens.app.load import load_model_only
-from gemlens.errors import GemlensError, InputError
+from gemlens.app.measuring import by_groups, progress, reader, refuse_failed
+from gemlens.errors import InputError
 from gemlens.sites import Site, parse_site
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gemlens.data.corpus import Text
-    from gemlens.records import Sweep
-    from gemlens.scope.listing import Listed
 
 __all__ = ["check_place", "run"]
 
@@ -58,7 +54,6 @@ def run(
     Raises:
         GemlensError: also where some dictionaries could not be measured, once the others are written and printed.
     """
-    from gemlens.data.corpus import read_documents
     from gemlens.files import write
     from gemlens.report.sweep import render, to_json
     from gemlens.scope.listing import at_site, listing
@@ -68,18 +63,15 @@ def run(
     tell(console, f"measuring {len(found)} dictionar{'y' if len(found) == 1 else 'ies'} of {release}")
     from gemlens.study.sweep import sweep
 
-    def read(paths: list[Text]) -> Iterable[str]:
-        return chain.from_iterable(map(read_documents, paths))
-
-    with _progress(console, found) as report:
+    with progress(console) as show:
         measured = sweep(
             model,
             release,
             found,
-            lambda: read(files),
-            mix=None if mix is None else lambda: read(mix),
+            reader(files),
+            mix=reader(mix) if mix else None,
             device=place,
-            **report,
+            report=by_groups(found, show),
         )
     if export is not None:
         write(to_json(measured), export)
@@ -91,33 +83,4 @@ def run(
         render(measured, table)
     for path in filter(None, (export, plot)):
         tell(console, f"wrote {path}")
-    _refuse_failed(measured)
-
-
-def _refuse_failed(measured: Sweep) -> None:
-    if measured.failed:
-        path, reason = measured.failed[0]
-        known = len(measured.points) + len(measured.failed)
-        raise GemlensError(
-            f"{len(measured.failed)} of {known} dictionaries could not be measured; the first is {path}: {reason}"
-        )
-
-
-@contextmanager
-def _progress(console: Console, found: list[Listed]) -> Iterator[dict[str, Any]]:
-    """What ``sweep`` reports, as one bar over all dictionaries; nothing where nothing can move."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not console.is_terminal:
-        yield {}
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("Loading", total=None)
-
-        def report(which: Listed, done: int, total: int) -> None:
-            before = found.index(which)
-            said = f"{before + 1} of {len(found)}: {which.path}"
-            bar.update(task, description=said, completed=before * total + done, total=len(found) * total)
-
-        yield {"report": report}
+    refuse_failed(measured.failed, len(measured.points))

@@ -9,7 +9,7 @@ from html import escape
 
 from gemlens.report.visible import one_line
 
-__all__ = ["COLOURS", "Axis", "axis", "line", "safe"]
+__all__ = ["COLOURS", "Axis", "axis", "colour", "line", "safe"]
 
 COLOURS = [
     ("#b45309", "#f0a84a"),
@@ -60,6 +60,11 @@ def axis(values: Sequence[float], start: float, stop: float, *, before: float = 
     span = (high - low) or abs(high) or 1.0
     lowest = low - before * span
     return Axis(max(lowest, 0.0) if low >= 0 else lowest, high + 0.07 * span, start, stop, log=False)
+
+
+def colour(index: int) -> str:
+    """The class of a series of a page, to which the page's style gives one of as many colours."""
+    return f"c{index % len(COLOURS)}"
 
 
 def line(kind: str, places: Sequence[tuple[float, float]], more: str = "") -> str:

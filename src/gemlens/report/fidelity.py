@@ -12,7 +12,7 @@ from gemlens.records import Fidelity, LossWith
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["render", "to_dict", "to_json"]
+__all__ = ["render", "to_dict", "to_json", "wrong"]
 
 
 def to_dict(figures: Fidelity) -> dict[str, Any]:
@@ -26,6 +26,11 @@ def to_dict(figures: Fidelity) -> dict[str, Any]:
 def to_json(results: Sequence[Fidelity]) -> str:
     """A JSON list, one object a dictionary."""
     return json.dumps([to_dict(result) for result in results], indent=2) + "\n"
+
+
+def wrong(figures: Fidelity) -> list[str]:
+    """Of the verdict, what makes all other figures doubtful."""
+    return [said for said in figures.verdict if said.split(":")[0] in ("WRONG SITE OR SCALE", "HARMFUL")]
 
 
 def render(figures: Fidelity, console: Console) -> None:

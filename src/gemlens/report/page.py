@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -24,8 +25,15 @@ _JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029\x
 }
 
 
-def render(name: str, *, data: object, **context: Any) -> str:
-    """Render ``templates/<name>.html.j2`` with ``static/<name>.css`` and ``.js``; the script finds ``data`` as JSON."""
+def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, **context: Any) -> str:
+    """Render ``templates/<name>.html.j2``, which extends ``page.html.j2``.
+
+    Style and script are ``static/page.css`` and ``.js``, then ``<name>.css`` and ``.js`` where there are such.
+
+    Args:
+        facts: names and values for the footer: what made it.
+        data: for the script, which finds it as JSON.
+    """
     import jinja2
     from markupsafe import Markup
 
@@ -36,7 +44,7 @@ def render(name: str, *, data: object, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = _static(f"{name}.css"), _static(f"{name}.js")
+    style, script = (_static("page" + kind) + _static(name + kind) for kind in (".css", ".js"))
     html = environment.get_template(f"{name}.html.j2").render(
         policy=(
             f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
@@ -44,14 +52,16 @@ def render(name: str, *, data: object, **context: Any) -> str:
         ),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(_embed(data)),
+        data=None if data is None else Markup(_embed(data)),
+        facts=facts,
         **context,
     )
     return _UNFIT.sub("\ufffd", html)
 
 
 def _static(name: str) -> str:
-    return (resources.files("gemlens.report") / "static" / name).read_text("utf-8")
+    file = resources.files("gemlens.report") / "static" / name
+    return file.read_text("utf-8") if file.is_file() else ""
 
 
 def _hash(source: str) -> str:

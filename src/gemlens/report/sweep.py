@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlens.records import SCHEMA_VERSION, Sweep, SweepPoint, width_name
 from gemlens.report.fidelity import to_dict as figures_to_dict
+from gemlens.report.fidelity import wrong
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def render(sweep: Sweep, console: Console) -> None:
     for point in sorted((point for point in sweep.points if point.on_front), key=lambda point: point.figures.l0):
         console.print(Text(f"  {point.figures.dictionary.path}"), soft_wrap=True)
     for point in sweep.points:
-        for said in _wrong(point):
+        for said in wrong(point.figures):
             console.print(Text(f"• {point.figures.dictionary.id}: {said}"))
 
 
@@ -78,7 +79,3 @@ def _row(point: SweepPoint) -> list[str]:
         f"{cost.above_clean:.3f} ± {cost.standard_error:.3f}",
         f"{figures.ce_recovered_mean:.1%}",
     ]
-
-
-def _wrong(point: SweepPoint) -> list[str]:
-    return [said for said in point.figures.verdict if said.split(":")[0] in ("WRONG SITE OR SCALE", "HARMFUL")]

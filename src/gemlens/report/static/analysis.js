@@ -1,4 +1,3 @@
-"use strict";
 // The page is complete without this file; here the tokens get their shades, the lists their features, the keys their
 // meaning. Everything from the data enters the document as textContent, so no string of it is ever parsed as HTML.
 (() => {
@@ -268,29 +267,12 @@
     if (inPanel) focusToken(reachable);
   }
 
-  // --- Theme: the system's until the reader says otherwise; storage may be refused, above all under file:// -----------
-
-  const darkSystem = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : darkSystem.matches);
-  const showTheme = () => $("theme").setAttribute("aria-pressed", isDark());
-  try {
-    const kept = localStorage.getItem("gemlens-theme");
-    if (kept === "dark" || kept === "light") root.dataset.theme = kept;
-  } catch { /* the theme of the system, then */ }
-  $("theme").addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("gemlens-theme", root.dataset.theme); } catch { /* for this visit only, then */ }
-    showTheme();
-  });
-  darkSystem.addEventListener("change", showTheme);
-
   function start() {
     $("strongest").replaceChildren(...dictionary().strongest.map(strongestRow));
     shade();
     panel();
   }
 
-  showTheme();
   if (cells.length) reach(0);
   // A browser may restore the select of an earlier visit.
   if ($("dictionary")) $("dictionary").value = "0";
