@@ -1,7 +1,7 @@
 """Fidelity: known dictionaries have known figures; every formula again, written out with plain torch."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gemlens.errors import InputError, MismatchError
 from gemlens.sites import Site, parse_site
 from gemlens.study.activity import activity
-from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.study.fidelity import fidelities, fidelity, rows_of
 from gemlens.study.verdict import verdict
 from tiny import random_sae, sae_of, tiny_gemma
 
@@ -200,6 +200,26 @@ def test_dead_features_are_counted_on_the_training_mix(model):
     assert result.dead_tokens == (len(list(rows_of(model, [TEXT * 3])))) * 127
     assert 1 / 40 <= result.dead <= result.silent
     assert fidelity(model, sae, [TEXT]).dead is None
+
+
+def test_several_at_once_get_the_figures_of_each_alone(model):
+    """Of any layers, and of other kinds; the deepest first, since the clean pass is taken up at the shallowest."""
+    transcoder = random_sae(model, "mlp_in.2", seed=4)
+    transcoder.writes = Site(2, "mlp_out")
+    several = [random_sae(model, "resid_post.5", seed=5), transcoder, random_sae(model, "resid_post.3", seed=3)]
+    texts = {"texts": [TEXT * 6], "mix": [TEXT * 3]}
+    together = fidelities(model, several, **texts)
+    for got, dictionary in zip(together, several, strict=True):
+        assert asdict(got) == asdict(fidelity(model, dictionary, **texts))
+    assert len({result.spliced.above_clean for result in together}) == 3
+
+
+def test_the_cross_entropy_of_fewer_rows(model, tokens):
+    sae = random_sae(model, "resid_post.3", seed=3)
+    (result,) = fidelities(model, [sae], [TEXT * 6], loss_rows=5)
+    assert result.ce_tokens == 5 * 128
+    assert result.ce_clean == pytest.approx(float(loss_plainly(model, tokens[:5]).mean()), rel=1e-5)
+    assert result.l0 == fidelity(model, sae, [TEXT * 6]).l0
 
 
 def test_too_little_text_and_other_models_are_refused(model):

@@ -12,8 +12,7 @@ nor counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -27,22 +26,23 @@ from torch.nn import functional as F
 from gemlens.data.corpus import pack
 from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, activations, logits, reading, writing
-from gemlens.lm.hooks import StopForward
 from gemlens.lm.resume import CleanPass, clean_pass, resume
 from gemlens.lm.stream import activation_stream
 from gemlens.lm.text import encode_documents
 from gemlens.records import Fidelity, LossWith
 from gemlens.scope.sae import SAE
-from gemlens.study.activity import Activity, activity
+from gemlens.sites import Site
+from gemlens.study.activity import Activity, activities
 from gemlens.study.fit_check import check_fit
 from gemlens.study.verdict import verdict
 
-__all__ = ["DEAD_TOKENS", "LENGTH", "VARIANCE_ROWS", "activity_on", "fidelity", "rows_of"]
+__all__ = ["DEAD_TOKENS", "LENGTH", "VARIANCE_ROWS", "fidelities", "fidelity", "rows_of"]
 
 LENGTH = 128
 DEAD_TOKENS = 1_000_000
 VARIANCE_ROWS, _LOSS_ROWS = 512, 64
 _TOGETHER = 16
+_EDITS = ("clean", "spliced", "zeroed", "mean")
 
 
 def fidelity(
@@ -64,49 +64,75 @@ def fidelity(
         InputError: less than two rows of 128 tokens.
         MismatchError: the dictionary does not fit the model.
     """
-    warnings = check_fit(model, dictionary)
+    return fidelities(model, [dictionary], texts, mix=mix, report=report)[0]
+
+
+def fidelities(
+    model: Model,
+    dictionaries: Sequence[SAE],
+    texts: Iterable[str],
+    *,
+    loss_rows: int = _LOSS_ROWS,
+    mix: Iterable[str] | None = None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[Fidelity]:
+    """Measure each as ``fidelity`` would, all of them on the same passes of the model.
+
+    What several read and write is held for all of the text: 168 MB a site for 65,536 tokens of 640 numbers.
+
+    Args:
+        loss_rows: of 128 tokens, to take cross-entropies on: 2 or more; the protocol's are 64.
+    """
+    warnings = [check_fit(model, each) for each in dictionaries]
+    tokens = _tokens(model, texts)
+    for_loss = tokens[:loss_rows]
+    before_mix = len(tokens) + len(for_loss)
+    total = before_mix + (DEAD_TOKENS // (LENGTH - 1) if mix is not None else 0)
+    measured = _reconstructions(model, dictionaries, tokens, lambda done: report(done, total))
+    means = [each.mean for each in measured]
+    losses = _losses(model, dictionaries, for_loss, means, lambda done: report(len(tokens) + done, total))
+    seen: Sequence[Activity | None] = [None] * len(dictionaries)
+    if mix is not None:
+        stream = activation_stream(model, rows_of(model, mix), sorted({each.reads for each in dictionaries}))
+        seen = activities(
+            dictionaries, stream, DEAD_TOKENS, report=lambda done: report(before_mix + done // (LENGTH - 1), total)
+        )
+    return [
+        verdict(
+            Fidelity(
+                dictionary=dictionary.info,
+                writes=str(dictionary.writes),
+                model_id=model.name,
+                tokens_measured=tokens.numel(),
+                ce_tokens=for_loss.numel(),
+                ce_clean=float(lost["clean"].mean()),
+                spliced=_against_clean(lost, "spliced"),
+                zeroed=_against_clean(lost, "zeroed"),
+                mean_ablated=_against_clean(lost, "mean"),
+                dead=activity.dead if activity else None,
+                dead_tokens=activity.tokens if activity else 0,
+                verdict=(),
+                warnings=tuple(warned),
+                **found.figures,
+            )
+        )
+        for dictionary, warned, found, lost, activity in zip(
+            dictionaries, warnings, measured, losses, seen, strict=True
+        )
+    ]
+
+
+def _tokens(model: Model, texts: Iterable[str]) -> Tensor:
+    """[rows, 128] ids, 512 rows at most."""
     rows = list(islice(rows_of(model, texts), VARIANCE_ROWS))
     if len(rows) < 2:
         raise InputError(f"the text fills {len(rows)} rows of {LENGTH} tokens; fidelity needs 2, and wants 512")
-    tokens = torch.from_numpy(np.stack(rows))
-    loss_rows = tokens[:_LOSS_ROWS]
-    before_mix = len(tokens) + len(loss_rows)
-    total = before_mix + (DEAD_TOKENS // (LENGTH - 1) if mix is not None else 0)
-    measured = _reconstruction(model, dictionary, tokens, lambda done: report(done, total))
-    losses = _losses(model, dictionary, loss_rows, measured.mean, lambda done: report(len(tokens) + done, total))
-    seen = None
-    if mix is not None:
-        seen = activity_on(model, dictionary, mix, lambda done: report(before_mix + done // (LENGTH - 1), total))
-    result = Fidelity(
-        dictionary=dictionary.info,
-        writes=str(dictionary.writes),
-        model_id=model.name,
-        tokens_measured=tokens.numel(),
-        ce_tokens=loss_rows.numel(),
-        ce_clean=float(losses["clean"].mean()),
-        spliced=_against_clean(losses, "spliced"),
-        zeroed=_against_clean(losses, "zeroed"),
-        mean_ablated=_against_clean(losses, "mean"),
-        dead=seen.dead if seen else None,
-        dead_tokens=seen.tokens if seen else 0,
-        verdict=(),
-        warnings=tuple(warnings),
-        **measured.figures,
-    )
-    return verdict(result)
+    return torch.from_numpy(np.stack(rows))
 
 
 def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterable[NDArray[np.int64]]:
     """Documents as rows of ``length`` token ids, BOS first."""
     return pack(texts, partial(encode_documents, model), bos=model.bos, length=length)
-
-
-def activity_on(
-    model: Model, dictionary: SAE, mix: Iterable[str], report: Callable[[int], None] = lambda _done: None
-) -> Activity:
-    """How often and how strongly each feature fires on the first million tokens of ``mix``."""
-    stream = activation_stream(model, rows_of(model, mix), [dictionary.reads])
-    return activity(dictionary, (found[dictionary.reads] for found in stream), DEAD_TOKENS, report=report)
 
 
 class _Measured(NamedTuple):
@@ -115,12 +141,32 @@ class _Measured(NamedTuple):
     """[d_out], of the site that is written."""
 
 
-def _reconstruction(model: Model, dictionary: SAE, tokens: Tensor, report: Callable[[int], None]) -> _Measured:
-    """Stage 1. Holds the activations of all tokens: 65,536 x d floats."""
+def _reconstructions(
+    model: Model, dictionaries: Sequence[SAE], tokens: Tensor, report: Callable[[int], None]
+) -> list[_Measured]:
+    """Stage 1. A single dictionary is measured as the passes go."""
+    sites = sorted({site for each in dictionaries for site in (each.reads, each.writes)})
+    passes: Iterable[dict[Site, Tensor]] = _passes(model, tokens, sites, report)
+    if len(dictionaries) > 1:
+        passes = list(passes)
+    return [_reconstruction(each, passes) for each in dictionaries]
+
+
+def _passes(
+    model: Model, tokens: Tensor, sites: list[Site], report: Callable[[int], None]
+) -> Iterator[dict[Site, Tensor]]:
+    done = 0
+    for part in tokens.split(_TOGETHER):
+        yield activations(model, part, sites)
+        done += len(part)
+        report(done)
+
+
+def _reconstruction(dictionary: SAE, passes: Iterable[dict[Site, Tensor]]) -> _Measured:
+    """Holds what is written of all tokens: 65,536 x d floats."""
     targets, errors, cosines, l0, l0_bos = [], [], [], [], []
     fired = torch.zeros(dictionary.width, dtype=torch.bool)
-    for part in tokens.split(_TOGETHER):
-        found = activations(model, part, [dictionary.reads, dictionary.writes])
+    for found in passes:
         read, target = (found[site].float() for site in (dictionary.reads, dictionary.writes))
         features = dictionary.encode(read[:, 1:].flatten(0, 1))
         recon = dictionary.decode(features).float()
@@ -133,7 +179,6 @@ def _reconstruction(model: Model, dictionary: SAE, tokens: Tensor, report: Calla
         l0.append(features.l0.float())
         l0_bos.append(dictionary.encode(read[:, 0]).l0.float())
         fired[features.ids] = True
-        report(sum(len(chunk) for chunk in l0) // (LENGTH - 1))
     target, error = torch.cat(targets).double(), torch.cat(errors).double()
     norm = target.norm(dim=1)
     ordinary = norm <= norm.quantile(0.99)
@@ -157,27 +202,24 @@ def _reconstruction(model: Model, dictionary: SAE, tokens: Tensor, report: Calla
 
 
 def _losses(
-    model: Model, dictionary: SAE, tokens: Tensor, mean: Tensor, report: Callable[[int], None]
-) -> dict[str, Tensor]:
-    """Stage 2: for each kind of edit the mean loss of each row, [rows]."""
-    losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", "spliced", "zeroed", "mean")}
+    model: Model, dictionaries: Sequence[SAE], tokens: Tensor, means: Sequence[Tensor], report: Callable[[int], None]
+) -> list[dict[str, Tensor]]:
+    """Stage 2: of each dictionary, for each kind of edit the mean loss of each row, [rows]."""
+    losses: list[dict[str, list[Tensor]]] = [{name: [] for name in _EDITS} for _ in dictionaries]
+    sites = sorted({each.reads for each in dictionaries})
     for done, row in enumerate(tokens.split(1), 1):
-        clean = clean_pass(model, row, min(dictionary.reads.layer, dictionary.writes.layer))
-        read = _read_again(model, dictionary, clean)
-        recon = dictionary.reconstruct(read[0]).to(clean.entry)[None]
-        edits = {"spliced": recon, "zeroed": torch.zeros_like(recon), "mean": mean.to(recon).expand_as(recon)}
-        losses["clean"].append(_row_loss(model, clean.residual, row))
-        for name, value in edits.items():
-            losses[name].append(_row_loss(model, _resume_with(model, dictionary, clean, value), row))
+        with reading(model, sites) as read:
+            clean = clean_pass(model, row, min(each.writes.layer for each in dictionaries))
+        loss = _row_loss(model, clean.residual, row)
+        for dictionary, mean, lost in zip(dictionaries, means, losses, strict=True):
+            recon = dictionary.reconstruct(read[dictionary.reads][0][0]).to(clean.entry)[None]
+            edits = {"spliced": recon, "zeroed": torch.zeros_like(recon), "mean": mean.to(recon).expand_as(recon)}
+            start = clean.at(dictionary.writes.layer)
+            lost["clean"].append(loss)
+            for name, value in edits.items():
+                lost[name].append(_row_loss(model, _resume_with(model, dictionary, start, value), row))
         report(done)
-    return {name: torch.stack(values).double() for name, values in losses.items()}
-
-
-def _read_again(model: Model, dictionary: SAE, clean: CleanPass) -> Tensor:
-    """[batch, n, d_in] at the site the dictionary reads, from a clean pass."""
-    with reading(model, [dictionary.reads], stop=True) as found, suppress(StopForward):
-        resume(model, clean)
-    return found[dictionary.reads][0]
+    return [{name: torch.stack(values).double() for name, values in lost.items()} for lost in losses]
 
 
 def _resume_with(model: Model, dictionary: SAE, clean: CleanPass, value: Tensor) -> Tensor:
