@@ -36,7 +36,7 @@ test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
 # The peers' pins and ours conflict: their environment sees our sources, not our installation.
-bench: export PYTHONPATH := src:starter/src
+bench: export PYTHONPATH := src:starter/src:tests
 bench: $(PEERS)/.installed
 ifndef ROWS
 	$(PEERS)/bin/python benchmarks/peers_equal.py

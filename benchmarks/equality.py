@@ -7,14 +7,17 @@ reconstructions, relative to the norm of the whole, to 1e-5, of tokens with the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.sae import SAE
 
-__all__ = ["TOLERANCE", "Check", "Encoder", "Side", "compare", "encoder_of", "ours_of"]
+__all__ = ["TOLERANCE", "Check", "Encoder", "Side", "compare", "compare_layers", "encoder_of", "ours_of"]
 
 TOLERANCE = 1e-5
 # Rounding of a sum of a few hundred float32 products, relative to the sum of their sizes.
@@ -101,8 +104,22 @@ def compare(name: str, peer: str, ours: Side, theirs: Side, encoder: Encoder, x:
     )
 
 
-def encoder_of(sae: SAE) -> Encoder:
-    return Encoder(torch.cat([block for _, block in sae.encoder.blocks()]).T, sae.b_enc, sae.threshold)
+def compare_layers(name: str, peer: str, clt: MultiLayer, theirs: Any, x: Tensor, note: str = "") -> Iterator[Check]:
+    """A CLT and circuit-tracer's, layer by layer, on [layers, n, d]."""
+    given = dict(zip(clt.reads, x, strict=True))
+    features, recon = clt.encode(given), clt.reconstruct(given)
+    with torch.no_grad():
+        acts = theirs.encode(x)
+        decoded = theirs.decode(acts.to_sparse(), x)
+    for index, (reads, writes) in enumerate(zip(clt.reads, clt.writes, strict=True)):
+        ours, side = Side(features[reads].dense(), recon[writes]), Side(acts[index], decoded[index])
+        encoder = encoder_of(clt.layer(reads))
+        yield compare(f"{name}, layer {reads.layer}", peer, ours, side, encoder, x[index], note)
+
+
+def encoder_of(weights: SAE | Layer) -> Encoder:
+    w_enc = torch.cat([block for _, block in weights.encoder.blocks()]).T
+    return Encoder(w_enc, weights.b_enc, weights.threshold)
 
 
 def ours_of(sae: SAE, x: Tensor) -> Side:

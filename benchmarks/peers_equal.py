@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import gemlens
-from equality import TOLERANCE, Check, Encoder, Side, compare, encoder_of, ours_of
+from equality import TOLERANCE, Check, Side, compare, compare_layers, encoder_of, ours_of
 from gemlens.external.saelens import from_saelens, to_saelens
 from gemlens.lm.gemma import activations
 from gemlens.lm.text import encode_prompt, prompt_text
@@ -28,6 +28,7 @@ from gemlens.scope.starter import STARTER_DICTIONARY
 from machine import machine, versions
 from page import write_whole
 from peers import sae_lens_of, theirs_of
+from trained import trained
 
 RESULTS = Path(__file__).parent / "results" / "peers_equal.json"
 PROMPT = (
@@ -121,21 +122,17 @@ def circuit_tracer_clt() -> Iterator[Check]:
         except RuntimeError as error:
             known = f"fails on {LAYERS} layers ({str(error).splitlines()[0]})"
         theirs = load_gemma_scope_2_clt(paths | {LAYERS: paths[LAYERS - 1]}, **settings)
-    x = torch.stack([random_input(20 + layer) for layer in range(LAYERS)])
-    features = clt.encode(dict(zip(clt.reads, x, strict=True)))
-    recon = clt.reconstruct(dict(zip(clt.reads, x, strict=True)))
-    with torch.no_grad():
-        acts = theirs.encode(x)
-        decoded = theirs.decode(acts.to_sparse(), x)
     note = f"CLT: circuit-tracer's loader {known}; compared with a path past the end added"
-    for layer, (reads, writes) in enumerate(zip(clt.reads, clt.writes, strict=True)):
-        encoder = Encoder(*(random_tensors(10 + layer, LAYERS)[key] for key in ("w_enc", "b_enc", "threshold")))
-        ours = Side(features[reads].dense(), recon[writes])
-        side = Side(acts[layer], decoded[layer])
-        yield compare(f"random {name}, layer {layer}", "circuit-tracer", ours, side, encoder, x[layer], note)
+    x = torch.stack([random_input(20 + layer) for layer in range(LAYERS)])
+    yield from compare_layers(f"random {name}", "circuit-tracer", clt, theirs, x, note)
 
 
-CHECKS: list[Callable[[], Iterator[Check]]] = [sae_lens_starter, circuit_tracer_transcoders, circuit_tracer_clt]
+CHECKS: list[Callable[[], Iterator[Check]]] = [
+    sae_lens_starter,
+    circuit_tracer_transcoders,
+    circuit_tracer_clt,
+    trained,
+]
 
 
 def main() -> None:

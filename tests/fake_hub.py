@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         if api and verb in ("", "revision"):
             siblings = [{"rfilename": path} for path in repo.files]
             info = {"id": name, "sha": repo.commit, "siblings": siblings, "private": repo.private, "tags": []}
-            return 200, {}, json.dumps(info).encode(), None
+            return 200, {}, json.dumps(info | {"gated": "manual" if repo.gated else False}).encode(), None
         if api or verb != "resolve":
             raise _Refused(404, "Sorry, we can't find the page you are looking for.")
         return self._file(name, repo, filename)

@@ -18,6 +18,7 @@ from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.rows import Rows
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site, parse_site
+from gemlens.train import distributed
 from gemlens.train import learner as learning
 from gemlens.train.config import FitConfig
 from gemlens.train.distributed import ranks_from_environment
@@ -153,8 +154,17 @@ def stuck(ranks: Ranks, folder: Path) -> None:
         time.sleep(0.1)
 
 
+def threads() -> list[str]:
+    """Names of this process's threads; nothing where there is no /proc."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     learning._DEAD_TOGETHER = CAP
     what = {"cases": cases, "resume": resume, "killed": killed, "stuck": stuck}[sys.argv[1]]
     what(ranks_from_environment(timeout_s=2 if sys.argv[1] == "stuck" else 120), Path(sys.argv[2]))
+    if sys.argv[1] in ("cases", "resume"):  # which no other process was lost in
+        distributed._leave()
+        if left := [name for name in threads() if "gloo_runloop" in name]:
+            sys.exit(f"threads that can abort this process when it ends: {left}")

@@ -1,6 +1,10 @@
 """``gemlens analyze`` as a user meets it: what is promised, and slips in the options told in one line."""
 
+import importlib
+import inspect
 import json
+import pkgutil
+import typing
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import torch
 import typer
 
 from cli_helpers import ID, REPORT, add_dictionary, assert_refused, everything_in, make_world, report, run, spawn
+from gemlens import app
 from gemlens.app import cli
 
 PROMISED = {
@@ -54,6 +59,23 @@ def test_options_and_defaults_are_the_promised_ones():
     command = typer.main.get_command(cli.app).commands["analyze"]
     found = {parameter.opts[0]: parameter.default for parameter in command.params if parameter.name != "help"}
     assert list(found.items()) == list(PROMISED.items())
+
+
+def test_no_option_is_called_in_capitals():
+    """Typer 0.27 takes a metavar that is an option's own name for the option, unless that is spelled out."""
+    checked = 0
+    for module in pkgutil.iter_modules(app.__path__, "gemlens.app."):
+        for _, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
+            if "typer.Option" not in inspect.getsource(function):
+                continue
+            for name, kind in typing.get_type_hints(function, include_extras=True).items():
+                for option in getattr(kind, "__metadata__", ()):
+                    if not isinstance(option, typer.models.OptionInfo):
+                        continue
+                    checked += 1
+                    if option.metavar == name.upper():
+                        assert f"--{name}" in (option.default, *(option.param_decls or ())), (function, name)
+    assert checked > 50
 
 
 def test_what_options_stand_for_when_left_out():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gemlens
 from cli_helpers import ID, assert_refused, everything_in, make_world, run
 from gemlens.scope.load import load_clt, load_sae
 from gemlens.scope.starter import STARTER_DICTIONARY, starter_root
@@ -87,6 +88,18 @@ def test_the_cost_is_printed_where_a_model_is_given(world, capsys):
     assert ran.code == 0, ran.err
     assert "of the active features are still active" in ran.out
     assert "CE spliced" in ran.out
+    card = json.loads(Path("out", ID, "card.json").read_text())
+    exact, stored = load_sae(str(world.release), ID), load_sae("out", ID)
+    cost = gemlens.quantization_cost(
+        gemlens.load_model(str(world.model)), exact, stored, [Path("text.txt").read_text()]
+    )
+    expected = {"l0": cost.quantized.l0, "int8_kept": cost.kept, "int8_ce_change": cost.ce_change}
+    assert {name: card[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert 0.5 < cost.kept < 1, "the test would not tell"
+    # Once it is int8, writing it as such again costs nothing, which says nothing of what int8 cost.
+    again = ["export", "out", ID, "--dtype", "int8", "--out", "again"]
+    assert run(capsys, *again, "--model-id", world.model, "--texts", "text.txt").code == 0
+    assert json.loads(Path("again", ID, "card.json").read_text()) == card
 
 
 @pytest.mark.parametrize(

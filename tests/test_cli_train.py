@@ -11,6 +11,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import gemlens
 from cli_helpers import assert_refused, everything_in, make_world, run
@@ -20,7 +22,10 @@ from gemlens.external.tensorboard import scalars
 from gemlens.scope.load import load_clt, load_sae
 
 SAE = "resid_post/layer_3_width_32_l0_small"
-FILES = ["README.md", "card.json", "config.json", "curves.csv", "curves.svg", "params.safetensors", "training.json"]
+FILES = [
+    "README.md", "card.json", "config.json", "curves.csv", "curves.svg", "max_activation.safetensors",
+    "params.safetensors", "training.json",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +82,28 @@ def test_what_it_trains_analyze_reads(world, capsys):
     measured = run(capsys, "fidelity", *names, "--texts", "texts/b.txt", "--mix", "texts/a.txt", "--export", "f.json")
     assert measured.code == 0, measured.err
     figures = json.loads(Path("f.json").read_text())[0]
-    for name in ("l0", "variance_explained", "fvu", "ce_recovered_mean", "dead_tokens", "dead"):
+    for name in (
+        "l0",
+        "variance_explained",
+        "variance_explained_pca",
+        "fvu",
+        "ce_recovered_mean",
+        "dead_tokens",
+        "dead",
+    ):
         assert card[name] == pytest.approx(figures[name], rel=1e-6), name
+    assert not [name for name in card if name.startswith("int8") or name == "variance_explained_linear"]
     assert [text["name"] for text in card["source"]["texts"]] == ["a.txt"]  # the other was held out
     assert card["tokens_trained"] == 5952
+    each = load_file(Path("scope", SAE, card["max_activation"]))
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} == {
+        "max_activation": ((32,), torch.float32), "tokens_active": ((32,), torch.int64),
+    }  # fmt: skip
+    assert float((each["tokens_active"] == 0).float().mean()) == pytest.approx(card["dead"])
+    assert torch.equal(each["max_activation"] > 0, each["tokens_active"] > 0)
     page = Path("scope", SAE, "README.md").read_text()
     assert f"# {SAE}" in page
+    assert f"| by a PCA of rank {card['l0']:.0f} of the same tokens | {card['variance_explained_pca']:.3f} |" in page
     assert f"{figures['variance_explained']:.3f}" in page
     assert "gemma-3-270m-it" in page
     assert str(world.model) not in page
@@ -124,6 +145,32 @@ def test_transcoders_and_clts(world, capsys, kind, changes, path):
         assert sae.skip is not None
         assert everything_in(Path("scope/transcoder_all"))[0] == "layer_1_width_32_l0_small_affine"
     assert "Measured\n\nNothing was" in Path("scope", path, "README.md").read_text()
+
+
+def test_the_card_says_what_int8_cost(world, capsys):
+    """Against the same run stored as float32, whose numbers are the exact ones; again when the run is only finished."""
+    told = {"sites": "resid_post.3", "held_out": "texts/b.txt"}
+    assert run(capsys, *arguments(world, out="exact", save_dtype="float32", **told), "--no-dead").code == 0
+    for _ in range(2):
+        ran = run(capsys, *arguments(world, save_dtype="int8", **told), "--no-dead")
+        assert ran.code == 0, ran.err
+        assert "int8 keeps " in ran.err
+        assert not Path("scope", SAE, "max_activation.safetensors").exists()
+        card = json.loads(Path("scope", SAE, "card.json").read_text())
+        Path("scope", SAE, "card.json").unlink()
+    with Path("texts/b.txt").open() as text:
+        cost = gemlens.quantization_cost(
+            gemlens.load_model(str(world.model)), load_sae("exact", SAE), load_sae("scope", SAE), [text.read()]
+        )
+    assert 0.5 < cost.kept < 1, "the test would not tell"
+    expected = {
+        "int8_kept": cost.kept, "int8_added": cost.added, "int8_ce_change": cost.ce_change,
+        "int8_variance_explained_change": cost.variance_explained_change, "l0": cost.quantized.l0,
+    }  # fmt: skip
+    assert {name: card[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    page = Path("scope", SAE, "README.md").read_text()
+    assert f"| active features kept by int8 | {cost.kept:.2%}; {cost.added:.2%} more became active |" in page
+    assert f"{cost.ce_change:+.4f} nats" in page
 
 
 def test_from_a_store(world, capsys):

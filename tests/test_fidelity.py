@@ -165,6 +165,31 @@ def test_a_transcoder_is_held_against_the_mlp_output(model, tokens):
     assert result.writes == "mlp_out.2"
 
 
+@pytest.mark.parametrize("writes", ["mlp_in.2", "mlp_out.2"])
+def test_the_best_linear_map_of_as_many_directions(model, tokens, writes):
+    """Of an SAE PCA, of a transcoder that of what least squares predicts; BOS has no part in it."""
+    sae = random_sae(model, "mlp_in.2", seed=3)
+    sae.writes = parse_site(writes)
+    sae.threshold += 2
+    result = fidelity(model, sae, [TEXT * 6])
+    block = model.module.model.layers[2]
+    norms = {"mlp_in.2": block.pre_feedforward_layernorm, "mlp_out.2": block.post_feedforward_layernorm}
+    x, y = (read_plainly(model, tokens, norms[site])[:, 1:].flatten(0, 1).double() for site in ("mlp_in.2", writes))
+    assert result.l0 == pytest.approx(float(sae.encode(x.float()).l0.float().mean()))
+    x, y = x - x.mean(0), y - y.mean(0)
+    predicted = x @ torch.linalg.lstsq(x, y).solution
+    u, s, vh = torch.linalg.svd(predicted, full_matrices=False)
+    rank = round(result.l0)
+    assert 0 < rank < 16
+    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    whole = float(y.pow(2).sum())
+    assert result.variance_explained_pca == pytest.approx(1 - float((y - best).pow(2).sum()) / whole, rel=1e-5)
+    if writes == "mlp_in.2":
+        assert result.variance_explained_linear is None
+    else:
+        assert result.variance_explained_linear == pytest.approx(float(predicted.pow(2).sum()) / whole, rel=1e-5)
+
+
 def test_a_wrong_site_is_said_in_words(model, tokens):
     """The identity of a site 100 times larger: features fire, but nothing fits."""
     sae = identity(16, "resid_post.3")

@@ -196,6 +196,11 @@ class Fidelity:
     computes it. Much of that variance is between dimensions: predicting the mean alone scores
     ``variance_explained_tutorial_of_mean``."""
     variance_explained_tutorial_of_mean: float
+    variance_explained_pca: float
+    """The same as ``variance_explained`` of the best linear map whose rank is ``l0``, rounded, fitted on these very
+    tokens: of an SAE PCA, of a transcoder PCA of what least squares predicts."""
+    variance_explained_linear: float | None
+    """Of the best linear map of any rank from what a transcoder reads to what it writes; None of an SAE."""
     cosine: float
     """Mean cosine of activation and reconstruction."""
     silent: float

@@ -25,14 +25,16 @@ _Column = tuple[str, Literal["left", "right"]]
 
 def catalog(
     model: Annotated[
-        str | None, typer.Option(help="Model, with or without google/: gemma-3-270m-it.", metavar="MODEL")
+        str | None, typer.Option("--model", help="Model, with or without google/: gemma-3-270m-it.", metavar="MODEL")
     ] = None,
-    site: Annotated[str | None, typer.Option(help="What it reads: resid_post, attn_out, ….", metavar="SITE")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="What it reads: resid_post, attn_out, ….", metavar="SITE")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer it reads.", metavar="INT")] = None,
-    width: Annotated[str | None, typer.Option(help="Features: 16k or 16384.", metavar="WIDTH")] = None,
+    width: Annotated[str | None, typer.Option("--width", help="Features: 16k or 16384.", metavar="WIDTH")] = None,
     l0: Annotated[int | None, typer.Option("--l0", help="Mean number of active features.", metavar="INT")] = None,
     release: Annotated[
-        str | None, typer.Option(help="SAELens' release, or the hub repository.", metavar="RELEASE")
+        str | None, typer.Option("--release", help="SAELens' release, or the hub repository.", metavar="RELEASE")
     ] = None,
     live: Annotated[
         str | None,

@@ -53,7 +53,7 @@ def activations(
         ),
     ] = None,
     sites: Annotated[
-        str, typer.Option(help="Where to read, e.g. resid_post.5,resid_post.12.", metavar="SITES")
+        str, typer.Option("--sites", help="Where to read, e.g. resid_post.5,resid_post.12.", metavar="SITES")
     ] = "resid_post.12",
     tokens: Annotated[str, typer.Option(help="Tokens to store, e.g. 50k or 2M.", metavar="COUNT")] = "2M",
     out: Annotated[

@@ -17,6 +17,7 @@ from gemlens.lm.starter import STARTER_NAME
 if TYPE_CHECKING:
     from gemlens.data.corpus import Text
     from gemlens.lm.gemma import Model
+    from gemlens.records import QuantizationCost
     from gemlens.scope.sae import SAE
 
 __all__ = ["export"]
@@ -74,6 +75,7 @@ def export(
 
         from gemlens.scope.export import destinations
         from gemlens.scope.export import export as write
+        from gemlens.scope.int8 import Int8Rows
         from gemlens.scope.multilayer import MultiLayer
     from gemlens.data.corpus import documents
 
@@ -94,7 +96,9 @@ def export(
             with busy(console, f"Loading {model_id}"):
                 model = _load(model_id)
         with busy(console, f"Measuring {name or release}"):
-            _measure(model, dictionary, folder, files)
+            cost = _measure(model, dictionary, folder, files)
+        if dtype is Stored.int8 and not isinstance(dictionary.encoder, Int8Rows):  # from int8 to int8 nothing changes
+            _tell_in_card(cost, folder / "card.json")
 
 
 def _load(model_id: str) -> Model:
@@ -103,7 +107,7 @@ def _load(model_id: str) -> Model:
     return load_model(model_id, device="cpu", dtype="float32")
 
 
-def _measure(model: Model, exact: SAE, folder: Path, files: list[Text]) -> None:
+def _measure(model: Model, exact: SAE, folder: Path, files: list[Text]) -> QuantizationCost:
     from gemlens.data.corpus import read_documents
     from gemlens.report.quantization import render
     from gemlens.scope.load import load_sae
@@ -112,3 +116,16 @@ def _measure(model: Model, exact: SAE, folder: Path, files: list[Text]) -> None:
     cost = quantization_cost(model, exact, load_sae(str(folder)), chain.from_iterable(map(read_documents, files)))
     with results() as console:
         render(cost, console)
+    return cost
+
+
+def _tell_in_card(cost: QuantizationCost, path: Path) -> None:
+    """The figures of the dictionary as it is stored now, over those that came with it; others stay."""
+    import json
+
+    from gemlens.files import write
+    from gemlens.report.card import figures, int8_figures
+    from gemlens.scope.folder import read_config
+
+    card = read_config(path) if path.exists() else {}
+    write(json.dumps(card | figures(cost.quantized) | int8_figures(cost), indent=2) + "\n", path)

@@ -31,6 +31,7 @@ from gemlens.train.config import FitConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gemlens.scope.multilayer import MultiLayer
     from gemlens.train.learner import Step
 
 __all__ = ["train"]
@@ -74,11 +75,15 @@ def train(
     ] = None,
     sites: Annotated[
         str | None,
-        typer.Option(help="Of SAEs: one is trained for each, e.g. resid_post.5,resid_post.12.", metavar="SITES"),
+        typer.Option(
+            "--sites", help="Of SAEs: one is trained for each, e.g. resid_post.5,resid_post.12.", metavar="SITES"
+        ),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Of transcoders, one for each, and of a CLT: e.g. 0-17 or 3,9,15.", metavar="LAYERS"),
+        typer.Option(
+            "--layers", help="Of transcoders, one for each, and of a CLT: e.g. 0-17 or 3,9,15.", metavar="LAYERS"
+        ),
     ] = None,
     width: Annotated[int, typer.Option(help="Features; of a CLT, of each layer.", metavar="INT")] = FitConfig.width,
     l0: Annotated[
@@ -110,6 +115,9 @@ def train(
         Dtype, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.", metavar="NAME")
     ] = Dtype.bfloat16,
     row_length: Annotated[int, typer.Option(help="Tokens of a row of text, BOS included.", metavar="INT")] = 256,
+    passes: Annotated[
+        int, typer.Option(help="How often to read the texts, each time in another order.", metavar="INT")
+    ] = 1,
     buffer: Annotated[
         str | None,
         typer.Option(help="Tokens to shuffle.  [default: 131,072, or what fits into 2 GiB]", metavar="COUNT"),
@@ -170,22 +178,29 @@ def train(
     out, console = out.expanduser(), notes()
     with prepared("--out", out, ["checkpoint.safetensors"]):
         if store is not None:
-            only_texts = [name for name in ("row_length", "dtype", "model_id") if was_given(context, name)]
+            only_texts = [name for name in ("row_length", "passes", "dtype", "model_id") if was_given(context, name)]
             if only_texts:
                 option = only_texts[0].replace("_", "-")
                 raise InputError(f"--{option} goes with --texts; what a store was made with stands in its manifest")
-            source = from_store(store.expanduser(), configs, held)
+            source = from_store(store.expanduser(), configs, held, device=device.value)
         else:
             files = documents([path.expanduser() for path in texts or []])
             source = from_texts(
                 console, files, test, configs, held,
-                model_id=model_id, device=device.value, dtype=dtype.value, row_length=row_length,
+                model_id=model_id, device=device.value, dtype=dtype.value, row_length=row_length, passes=passes,
             )  # fmt: skip
         import torch
 
         from gemlens.app.train_results import write_results
+        from gemlens.scope.sae import SAE
         from gemlens.train.checkpoint import CHECKPOINT
         from gemlens.train.run import train as run
+
+        exact: dict[str, SAE] = {}  # to measure what int8 costs
+
+        def keep(path: str, dictionary: SAE | MultiLayer) -> None:
+            if save_dtype is SaveDtype.int8 and test and isinstance(dictionary, SAE):
+                exact[path] = dictionary
 
         with _reporting(console, configs, tensorboard) as report:
             try:
@@ -196,8 +211,10 @@ def train(
                     source=source.about,
                     model_name=source.model_name,
                     save_dtype=getattr(torch, save_dtype.value),
+                    device=source.device,
                     report=report,
                     say=lambda line: tell(console, line),
+                    finished=keep,
                 )
             except (KeyboardInterrupt, SystemExit):
                 kept = (out / CHECKPOINT).exists()
@@ -205,7 +222,7 @@ def train(
                     console, f"stopped{'; the same command goes on there' if kept else ' before a checkpoint was due'}"
                 )
                 raise
-        write_results(console, out, trained, source, test, device=device.value, dead=dead)
+        write_results(console, out, trained, source, test, exact=exact, device=device.value, dead=dead)
 
 
 @contextmanager

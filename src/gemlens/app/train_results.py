@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from gemlens.app.console import busy, tell
 from gemlens.app.load import load_model_only
 from gemlens.files import write
-from gemlens.records import Fidelity, Training
+from gemlens.records import Fidelity, QuantizationCost, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gemlens.app.train_source import Source
     from gemlens.data.corpus import Text
+    from gemlens.scope.sae import SAE
 
 __all__ = ["write_results"]
 
@@ -29,25 +30,32 @@ def write_results(
     source: Source,
     held_out: Sequence[Text],
     *,
+    exact: Mapping[str, SAE],
     device: str,
     dead: bool,
 ) -> None:
-    """Measure, where there is held-out text, and write ``curves.svg``, ``card.json`` and ``README.md``."""
+    """Measure, where there is held-out text, and write ``curves.svg``, ``card.json`` and ``README.md``.
+
+    Args:
+        exact: dictionaries as they were before they were stored, by path: what storing them cost is measured too.
+        dead: count dead features, and write ``max_activation.safetensors``.
+    """
     from gemlens.report.card import readme, to_json
     from gemlens.report.curves import to_svg
 
     figures: dict[str, Fidelity] = {}
+    costs: dict[str, QuantizationCost] = {}
     paths = {_path(training): training for training in trained}
     for path, training in paths.items():  # before the minutes that measuring takes
         write(to_svg(training), out / path / "curves.svg")
-    if held_out:
-        over_one = [path for path, training in paths.items() if training.config["kind"] != "clt"]
-        figures = _measured(console, out, over_one, source, held_out, device=device, dead=dead) if over_one else {}
+    over_one = [path for path, training in paths.items() if training.config["kind"] != "clt"]
+    if held_out and over_one:
+        figures, costs = _measured(console, out, over_one, source, held_out, exact=exact, device=device, dead=dead)
     for path, training in paths.items():
-        measured = figures.get(path)
-        write(to_json(training, measured), out / path / "card.json")
-        write(readme(training, measured), out / path / "README.md")
-        tell(console, f"{out / path}: {_summary(training, measured)}")
+        measured, cost = figures.get(path), costs.get(path)
+        write(to_json(training, measured, cost), out / path / "card.json")
+        write(readme(training, measured, cost), out / path / "README.md")
+        tell(console, f"{out / path}: {_summary(training, measured, cost)}")
 
 
 def _measured(
@@ -57,41 +65,51 @@ def _measured(
     source: Source,
     held_out: Sequence[Text],
     *,
+    exact: Mapping[str, SAE],
     device: str,
     dead: bool,
-) -> dict[str, Fidelity]:
-    """By the protocol of ``gemlens fidelity``, of the dictionaries as they are stored."""
+) -> tuple[dict[str, Fidelity], dict[str, QuantizationCost]]:
+    """By path, and by the protocol of ``gemlens fidelity``, of the dictionaries as they are stored."""
     model, place = load_model_only(console, source.model_id, device=device, dtype="float32")
     from gemlens.data.corpus import read_documents
+    from gemlens.report.card import MAX_ACTIVATION
     from gemlens.scope.load import load_sae
-    from gemlens.study.activity import activities
+    from gemlens.study.activity import activities, write_activity
     from gemlens.study.fidelity import DEAD_TOKENS, fidelity
+    from gemlens.study.quantization import quantization_cost
     from gemlens.study.verdict import verdict
 
-    saes = [load_sae(str(out), path, device=place) for path in paths]
-    figures = []
-    for sae in saes:
+    saes = {path: load_sae(str(out), path, device=place) for path in paths}
+    figures: dict[str, Fidelity] = {}
+    costs: dict[str, QuantizationCost] = {}
+    for path, sae in saes.items():
+        texts = chain.from_iterable(map(read_documents, held_out))
         with busy(console, f"Measuring {sae.info.id}"):
-            figures.append(fidelity(model, sae, chain.from_iterable(map(read_documents, held_out))))
+            if path in exact:
+                costs[path] = quantization_cost(model, exact[path].to(place), sae, texts)
+                figures[path] = costs[path].quantized
+            else:
+                figures[path] = fidelity(model, sae, texts)
     if dead:
         with busy(console, f"Counting dead features over {DEAD_TOKENS:,} tokens"):
-            seen = activities(saes, source.mix(model, sorted({sae.reads for sae in saes})), DEAD_TOKENS)
-        figures = [
-            verdict(replace(each, dead=found.dead, dead_tokens=found.tokens))
-            for each, found in zip(figures, seen, strict=True)
-        ]
-    return dict(zip(paths, figures, strict=True))
+            mix = source.mix(model, sorted({sae.reads for sae in saes.values()}))
+            seen = activities(list(saes.values()), mix, DEAD_TOKENS)
+        for path, found in zip(paths, seen, strict=True):
+            write_activity(found, out / path / MAX_ACTIVATION)
+            figures[path] = verdict(replace(figures[path], dead=found.dead, dead_tokens=found.tokens))
+    return figures, costs
 
 
 def _path(training: Training) -> str:
     return f"{training.dictionary.category}/{training.dictionary.id}"
 
 
-def _summary(training: Training, measured: Fidelity | None) -> str:
+def _summary(training: Training, measured: Fidelity | None, cost: QuantizationCost | None) -> str:
     if measured is None:
         return f"FVU {training.last('fvu'):.3f}, L0 {training.last('l0'):.1f} at the end of training"
     dead = "" if measured.dead is None else f", {measured.dead:.1%} dead"
+    kept = "" if cost is None else f"; int8 keeps {cost.kept:.1%} of the active features"
     return (
         f"variance explained {measured.variance_explained:.3f}, L0 {measured.l0:.1f}, "
-        f"{measured.spliced.above_clean:.3f} nats above clean{dead}"
+        f"{measured.spliced.above_clean:.3f} nats above clean{dead}{kept}"
     )

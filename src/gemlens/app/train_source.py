@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from gemlens.paths import local_folder
 from gemlens.train.config import FitConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from rich.console import Console
     from torch import Tensor
 
@@ -36,6 +39,8 @@ class Source:
     model_id: str
     model_name: str
     """As a dictionary's config says it."""
+    device: torch.device
+    """Where to train: beside the model, which reads faster than any disk, or as asked for."""
     mix: Callable[[Model, list[Site]], Iterable[Mapping[Site, Tensor]]]
     """Activations of what was trained on, each token once, to count dead features over; from ``Model`` or stored."""
 
@@ -51,11 +56,12 @@ def from_texts(
     device: str,
     dtype: str,
     row_length: int,
+    passes: int,
 ) -> Source:
-    """A live model.
+    """A live model that reads the texts ``passes`` times, each time in another order.
 
     Raises:
-        InputError: rows longer than the model's context, or no text but the held-out.
+        InputError: fewer than one pass, rows longer than the model's context, or no text but the held-out.
         MismatchError: the model lacks a layer.
         What loading the model raises.
     """
@@ -63,6 +69,8 @@ def from_texts(
     texts = [file for file in files if _resolved(file) not in apart]
     if not texts:
         raise InputError("all of --texts is held out; give more texts, or measure on another")
+    if passes < 1:
+        raise InputError(f"--passes {passes}: the texts have to be read at least once")
     model, _ = load_model_only(console, model_id, device=device, dtype=dtype)
     from gemlens.data.mix import mixed
     from gemlens.lm.gemma import module_at
@@ -80,7 +88,12 @@ def from_texts(
     token_bytes = sum(site_width(model, site) for site in sites) * model.dtype.itemsize
     held = buffer or max(first.batch, min(_BUFFER, _BUFFER_BYTES // token_bytes))
     tell(console, f"shuffling {held:,} tokens at {len(sites)} sites, {held * token_bytes / 1e6:,.1f} MB")
-    source = harvest(model, lambda: rows_of(model, mixed(texts, first.seed), length=row_length), sites)
+
+    def rows() -> Iterator[NDArray[np.int64]]:
+        for seed in range(first.seed, first.seed + passes):
+            yield from rows_of(model, mixed(texts, seed), length=row_length)
+
+    source = harvest(model, rows, sites)
     return Source(
         stream=ShuffledStream(source, batch=first.batch, buffer=held, seed=first.seed),
         about={
@@ -88,15 +101,17 @@ def from_texts(
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
             "row_length": row_length,
+            "passes": passes,
             "texts": [text_identity(text) for text in texts],
         },
         model_id=model_id,
         model_name=_published(model.name),
+        device=model.device,
         mix=lambda other, read: activation_stream(other, rows_of(other, mixed(texts, first.seed)), read),
     )
 
 
-def from_store(folder: Path, configs: Mapping[str, FitConfig], buffer: int | None) -> Source:
+def from_store(folder: Path, configs: Mapping[str, FitConfig], buffer: int | None, *, device: str) -> Source:
     """Activations on disk, in as many passes as the tokens take.
 
     Raises:
@@ -104,6 +119,7 @@ def from_store(folder: Path, configs: Mapping[str, FitConfig], buffer: int | Non
         InputError, WeightsError: what opening it raises.
     """
     from gemlens.data.activations import open_store
+    from gemlens.lm.load import pick_device
     from gemlens.train.stored import StoredStream
 
     store, first = open_store(folder), _first(configs)
@@ -121,6 +137,7 @@ def from_store(folder: Path, configs: Mapping[str, FitConfig], buffer: int | Non
         },
         model_id=info.model,
         model_name=_published(info.model),
+        device=pick_device(device),
         mix=lambda _, read: StoredStream(store, batch=min(first.batch, store.tokens), epochs=1, sites=read),
     )
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gemlens.records import Fidelity, Training
+from gemlens.records import Fidelity, QuantizationCost, Training
 from gemlens.report.visible import one_line
 
-__all__ = ["figures", "readme", "to_json"]
+__all__ = ["MAX_ACTIVATION", "figures", "int8_figures", "readme", "to_json"]
+
+MAX_ACTIVATION = "max_activation.safetensors"
+"""Beside a card whose dead features were counted: how often each fired, and how strongly at most."""
 
 _KINDS = {"sae": "Sparse autoencoder", "transcoder": "Transcoder", "clt": "Cross-layer transcoder"}
 
 
-def to_json(training: Training, measured: Fidelity | None) -> str:
-    """Measured figures by the fidelity protocol, where they were taken, then those of training."""
+def to_json(training: Training, measured: Fidelity | None, cost: QuantizationCost | None = None) -> str:
+    """Measured figures by the fidelity protocol, where they were taken, what int8 cost, then those of training."""
     card = {
         **(figures(measured) if measured else {}),
+        **(int8_figures(cost) if cost else {}),
         "training_fvu": training.last("fvu"),
         "training_l0": training.last("l0"),
         "training_dead": training.last("dead"),
@@ -37,6 +41,7 @@ def figures(measured: Fidelity) -> dict[str, Any]:
         "fvu": measured.fvu,
         "variance_explained_trimmed": measured.variance_explained_trimmed,
         "variance_explained_tutorial": measured.variance_explained_tutorial,
+        "variance_explained_pca": measured.variance_explained_pca,
         "cosine": measured.cosine,
         "ce_clean": measured.ce_clean,
         "ce_spliced": measured.spliced.ce,
@@ -49,12 +54,24 @@ def figures(measured: Fidelity) -> dict[str, Any]:
         "tokens_measured": measured.tokens_measured,
         "tokens_measured_ce": measured.ce_tokens,
     }
+    if measured.variance_explained_linear is not None:
+        said["variance_explained_linear"] = measured.variance_explained_linear
     if measured.dead is not None:
-        said |= {"dead": measured.dead, "dead_tokens": measured.dead_tokens}
+        said |= {"dead": measured.dead, "dead_tokens": measured.dead_tokens, "max_activation": MAX_ACTIVATION}
     return said
 
 
-def readme(training: Training, measured: Fidelity | None) -> str:
+def int8_figures(cost: QuantizationCost) -> dict[str, Any]:
+    """What a card says of storing in int8: shares of the active features, and changes of two figures."""
+    return {
+        "int8_kept": cost.kept,
+        "int8_added": cost.added,
+        "int8_ce_change": cost.ce_change,
+        "int8_variance_explained_change": cost.variance_explained_change,
+    }
+
+
+def readme(training: Training, measured: Fidelity | None, cost: QuantizationCost | None = None) -> str:
     """A page in Markdown: what it is, how to use it, how it was trained, what was measured."""
     info, config = training.dictionary, training.config
     path = "/".join(filter(None, [info.category, info.id]))
@@ -85,7 +102,7 @@ def readme(training: Training, measured: Fidelity | None) -> str:
         "## Measured",
         "",
         *(
-            _measured(measured)
+            _measured(measured, cost)
             if measured
             else ["Nothing was: no held-out text was given, or it is of several layers."]
         ),
@@ -106,15 +123,16 @@ def _source(training: Training) -> list[tuple[str, str]]:
     ]
 
 
-def _measured(measured: Fidelity) -> list[str]:
-    cost = measured.spliced
+def _measured(measured: Fidelity, cost: QuantizationCost | None) -> list[str]:
+    spliced = measured.spliced
     rows = [
         ("L0", f"{measured.l0:.1f}"),
         ("variance explained", f"{measured.variance_explained:.3f} (FVU {measured.fvu:.3f})"),
+        *_linear(measured),
         ("without the 1 % of tokens of largest norm", f"{measured.variance_explained_trimmed:.3f}"),
         ("cosine", f"{measured.cosine:.3f}"),
         ("cross-entropy clean", f"{measured.ce_clean:.3f} nats"),
-        ("above clean, spliced in", f"{cost.above_clean:.3f} ± {cost.standard_error:.3f} nats"),
+        ("above clean, spliced in", f"{spliced.above_clean:.3f} ± {spliced.standard_error:.3f} nats"),
         ("above clean, replaced by the mean", f"{measured.mean_ablated.above_clean:.3f} nats"),
         ("above clean, replaced by zero", f"{measured.zeroed.above_clean:.3f} nats"),
         ("recovered against the mean", f"{measured.ce_recovered_mean:.3f}"),
@@ -122,8 +140,27 @@ def _measured(measured: Fidelity) -> list[str]:
     ]
     if measured.dead is not None:
         rows.append(("dead", f"{measured.dead:.1%} never fired on {measured.dead_tokens:,} tokens of the training mix"))
+    if cost is not None:
+        rows += _int8(cost)
     said = f"On {measured.tokens_measured:,} tokens of held-out text, by the protocol of `gemlens fidelity`:"
     return [said, "", *_table(rows), "", *(f"- {sentence}" for sentence in measured.verdict)]
+
+
+def _linear(measured: Fidelity) -> list[tuple[str, str]]:
+    """What to hold the variance explained against."""
+    best = f"{measured.variance_explained_pca:.3f}"
+    if measured.variance_explained_linear is None:
+        return [(f"by a PCA of rank {measured.l0:.0f} of the same tokens", best)]
+    any_rank = f"by one of any rank, {measured.variance_explained_linear:.3f}"
+    return [(f"by the best linear map of rank {measured.l0:.0f}", f"{best}; {any_rank}")]
+
+
+def _int8(cost: QuantizationCost) -> list[tuple[str, str]]:
+    changes = f"{cost.variance_explained_change:+.4f}", f"{cost.ce_change:+.4f} nats"
+    return [
+        ("active features kept by int8", f"{cost.kept:.2%}; {cost.added:.2%} more became active"),
+        ("int8's change in variance explained, in cross-entropy", ", ".join(changes)),
+    ]
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

@@ -53,6 +53,7 @@ def _rows(figures: Fidelity) -> list[tuple[str, str, str]]:
     return [
         ("L0", f"{figures.l0:.1f}", f"of {figures.dictionary.width:,} features; {figures.l0_at_bos:,.0f} at BOS"),
         ("variance explained", f"{figures.variance_explained:.3f}", f"of {figures.writes}; FVU {figures.fvu:.3f}"),
+        *_linear(figures),
         ("  without the 1 % largest norms", f"{figures.variance_explained_trimmed:.3f}", ""),
         (
             "  tutorial's formula",
@@ -69,6 +70,16 @@ def _rows(figures: Fidelity) -> list[tuple[str, str, str]]:
         ("recovered against the mean", f"{figures.ce_recovered_mean:.3f}", ""),
         ("recovered against zeroing", f"{figures.ce_recovered:.3f}", "flatters: the mean alone scores high here"),
     ]
+
+
+def _linear(figures: Fidelity) -> list[tuple[str, str, str]]:
+    name = "PCA" if figures.variance_explained_linear is None else "linear map"
+    rows = [
+        (f"  {name} of rank {figures.l0:.0f}", f"{figures.variance_explained_pca:.3f}", "fitted on the same tokens")
+    ]
+    if figures.variance_explained_linear is not None:
+        rows.append(("  linear map of any rank", f"{figures.variance_explained_linear:.3f}", ""))
+    return rows
 
 
 def _dead(figures: Fidelity) -> list[tuple[str, str, str]]:

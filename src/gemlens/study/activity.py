@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gemlens.files import told, whole
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 
-__all__ = ["Activity", "activities", "activity"]
+__all__ = ["Activity", "activities", "activity", "write_activity"]
 
 
 class Activity(NamedTuple):
@@ -52,10 +54,23 @@ def activities(
     for found in stream:
         for index, dictionary in enumerate(dictionaries):
             features = dictionary.encode(found[dictionary.reads][: tokens - done])
-            fired[index] += torch.bincount(features.ids, minlength=dictionary.width)
-            strongest[index].scatter_reduce_(0, features.ids, features.values.float(), "amax")
+            ids, values = features.ids.cpu(), features.values.float().cpu()
+            fired[index] += torch.bincount(ids, minlength=dictionary.width)
+            strongest[index].scatter_reduce_(0, ids, values, "amax")
         done += min(tokens - done, len(next(iter(found.values()))))
         report(done)
         if done >= tokens:
             break
     return [Activity(done, *each) for each in zip(fired, strongest, strict=True)]
+
+
+def write_activity(seen: Activity, path: Path) -> None:
+    """Write ``max_activation`` float32 and ``tokens_active`` int64, both [width], as safetensors.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    with whole(path) as file, told(path):
+        file.write(save({"max_activation": seen.max_activation, "tokens_active": seen.fired}))

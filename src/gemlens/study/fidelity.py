@@ -3,7 +3,8 @@
 The protocol, the same everywhere in the project: rows of 128 tokens with BOS, float32, position 0 neither edited
 nor counted.
 
-1. On the first 65,536 tokens, without the head: L0, variance explained, cosine, norms.
+1. On the first 65,536 tokens, without the head: L0, variance explained, cosine, norms; and what the best linear map
+   of rank L0 explains of the same tokens (``linear``).
 2. On the first 8,192 tokens, taken up again at the site's layer with the clean pass shared: cross-entropy clean,
    with the site replaced by its reconstruction (spliced), by zero and by its mean.
 3. If text of the training mix is given: the share of features that never fire on a million tokens of it (dead).
@@ -15,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.activity import Activity, activities
 from gemlens.study.fit_check import check_fit
+from gemlens.study.linear import LinearFit
 from gemlens.study.verdict import verdict
 
 __all__ = ["DEAD_TOKENS", "LENGTH", "VARIANCE_ROWS", "fidelities", "fidelity", "rows_of"]
@@ -136,7 +138,7 @@ def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterabl
 
 
 class _Measured(NamedTuple):
-    figures: dict[str, float]
+    figures: dict[str, Any]
     mean: Tensor
     """[d_out], of the site that is written."""
 
@@ -166,18 +168,20 @@ def _reconstruction(dictionary: SAE, passes: Iterable[dict[Site, Tensor]]) -> _M
     """Holds what is written of all tokens: 65,536 x d floats."""
     targets, errors, cosines, l0, l0_bos = [], [], [], [], []
     fired = torch.zeros(dictionary.width, dtype=torch.bool)
+    linear = LinearFit()
     for found in passes:
-        read, target = (found[site].float() for site in (dictionary.reads, dictionary.writes))
-        features = dictionary.encode(read[:, 1:].flatten(0, 1))
+        after_bos = {site: x[:, 1:].flatten(0, 1).float() for site, x in found.items()}
+        read, target = after_bos[dictionary.reads], after_bos[dictionary.writes]
+        features = dictionary.encode(read)
         recon = dictionary.decode(features).float()
         if dictionary.skip is not None:
-            recon = recon + read[:, 1:].flatten(0, 1) @ dictionary.skip.float()
-        target = target[:, 1:].flatten(0, 1)
+            recon = recon + read @ dictionary.skip.float()
+        linear.add(read, target)
         targets.append(target)
         errors.append((target - recon).pow(2).sum(dim=1))
         cosines.append(F.cosine_similarity(target, recon, dim=1))
         l0.append(features.l0.float())
-        l0_bos.append(dictionary.encode(read[:, 0]).l0.float())
+        l0_bos.append(dictionary.encode(found[dictionary.reads][:, 0].float()).l0.float())
         fired[features.ids] = True
     target, error = torch.cat(targets).double(), torch.cat(errors).double()
     norm = target.norm(dim=1)
@@ -185,14 +189,18 @@ def _reconstruction(dictionary: SAE, passes: Iterable[dict[Site, Tensor]]) -> _M
     deviation = (target - target.mean(dim=0)).pow(2).sum(dim=1)
     deviation_ordinary = (target[ordinary] - target[ordinary].mean(dim=0)).pow(2).sum()
     fvu = float(error.sum() / deviation.sum())
+    mean_l0 = float(torch.cat(l0).mean())
+    by_rank = linear.explained()
     figures = {
-        "l0": float(torch.cat(l0).mean()),
+        "l0": mean_l0,
         "l0_at_bos": float(torch.cat(l0_bos).mean()),
         "variance_explained": 1 - fvu,
         "fvu": fvu,
         "variance_explained_trimmed": 1 - float(error[ordinary].sum() / deviation_ordinary),
         "variance_explained_tutorial": 1 - float(error.sum() / target.numel() / target.var()),
         "variance_explained_tutorial_of_mean": 1 - float(deviation.sum() / target.numel() / target.var()),
+        "variance_explained_pca": float(by_rank[: round(mean_l0) + 1][-1]),
+        "variance_explained_linear": float(by_rank[-1]) if dictionary.is_transcoder else None,
         "cosine": float(torch.cat(cosines).mean()),
         "silent": float((~fired).float().mean()),
         "high_norm_share": float(deviation[~ordinary].sum() / deviation.sum()),

@@ -101,6 +101,10 @@ def _join(timeout_s: float) -> None:
 
     if not dist.is_available():
         raise InputError("this PyTorch was built without torch.distributed; start one process, without torchrun")
+    # The default group is a default argument of its functions. Imported later, as optimizers do, they would keep the
+    # group and gloo's threads alive after ``_leave``.
+    import torch.distributed.nn.functional
+
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
@@ -112,7 +116,7 @@ def _join(timeout_s: float) -> None:
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no others within {timeout_s:g} s "
             f"({_gist(error)}); start as many as WORLD_SIZE says"
         ) from error
-    # Threads of gloo's that outlive the interpreter abort the process.
+    # A thread of gloo's that outlives the interpreter aborts the process, when it lets go of its last tensors.
     atexit.register(_leave)
 
 

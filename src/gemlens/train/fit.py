@@ -30,6 +30,7 @@ def fit(
     config: FitConfig,
     *,
     info: DictionaryInfo | None = None,
+    device: torch.device | str | None = None,
     ranks: Ranks | None = None,
     report: Callable[[Step], None] = lambda _: None,
 ) -> SAE | MultiLayer:
@@ -38,6 +39,7 @@ def fit(
     Args:
         batches: at least ``config.steps`` of them, each [config.batch, d] for every site; of an SAE, plain tensors do.
         info: how the result is named; after its site and width by default.
+        device: where it learns, and where the result is; that of the first batch by default.
         ranks: the processes that share the features, each of which is given the same batches and returns the whole
             dictionary; this one alone by default.
         report: called after every step.
@@ -53,7 +55,7 @@ def fit(
     if not first:
         raise InputError("there are no activations to train on; the corpus is empty")
     sample = {site: torch.cat([batch[site] for batch in first]) for site in first[0]}
-    learner = Learner(config, sample, info, ranks=ranks)
+    learner = Learner(config, sample, info, device=device, ranks=ranks)
     del sample
     steps = 0
     for batch in _take(chain(first, stream), config.steps):

@@ -64,6 +64,7 @@ class Learner:
         sample: the first tokens of every site, [n, d]: for mean and scale.
         info: how the result is named; after its site and width by default.
         dtype: of products.
+        device: where it learns, and to which batches are brought; that of the sample by default.
         ranks: the processes that share the features. Each makes a learner, of the same config and sample, and calls
             the same methods with the same batches.
 
@@ -80,18 +81,21 @@ class Learner:
         info: DictionaryInfo | None = None,
         *,
         dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.config, self.info, self._dtype = config, info or _named_after(config), dtype
+        self._device = device
         self._ranks: Ranks = ranks or Alone()
         self._reads, self._writes = config.sites_read, config.sites_written
-        self._scaling = {site: Scaling.of(_given(sample, site), site) for site in self.sites}
+        self._scaling = {site: Scaling.of(self._given(sample, site), site) for site in self.sites}
+        self._device = self._scaling[self.sites[0]].mean.device
         self._check_alike()
         self._step = 0
         self._weights = self._initial_weights(sample)
         self._grads = [weights.zeros() for weights in self._weights]
         # Of all features, on every process: which of them count as dead is then settled without asking.
-        self._silent = [torch.zeros(config.width) for _ in self._weights]
+        self._silent = [torch.zeros(config.width, device=self._device) for _ in self._weights]
         self._threshold = [0.0 for _ in self._weights]
         # Of the batch before. No part of the state: it speeds up a search, whose result is the same with any.
         self._levels = [0.0 for _ in self._weights]
@@ -156,10 +160,9 @@ class Learner:
         self._check_slice(state)
         self._step = int(state["step"])
         self._scaling = {
-            site: Scaling(torch.as_tensor(state[f"mean.{site}"]).clone(), float(state[f"scale.{site}"]))
-            for site in self.sites
+            site: Scaling(self._taken_up(state[f"mean.{site}"]), float(state[f"scale.{site}"])) for site in self.sites
         }
-        self._silent = [torch.as_tensor(state[f"silent.{index}"]).clone() for index in range(len(self._silent))]
+        self._silent = [self._taken_up(state[f"silent.{index}"]) for index in range(len(self._silent))]
         self._threshold = [float(state[f"threshold.{index}"]) for index in range(len(self._threshold))]
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.as_tensor(state[name]))
@@ -222,7 +225,8 @@ class Learner:
         for group in adam.param_groups:
             for tensor in group["params"]:
                 zeros = [torch.zeros_like(tensor) for _ in range(2)]
-                adam.state[tensor] = {"step": torch.zeros(()), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+                step = torch.zeros((), device=tensor.device)
+                adam.state[tensor] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
         return adam
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -235,8 +239,18 @@ class Learner:
         return named
 
     def _scaled(self, batch: Mapping[Site, Tensor]) -> tuple[list[Tensor], Tensor]:
-        scaled = {site: self._scaling[site].apply(_given(batch, site)) for site in self.sites}
+        scaled = {site: self._scaling[site].apply(self._given(batch, site)) for site in self.sites}
         return [scaled[site] for site in self._reads], torch.cat([scaled[site] for site in self._writes], dim=1)
+
+    def _given(self, batch: Mapping[Site, Tensor], site: Site) -> Tensor:
+        if site not in batch or not len(batch[site]):
+            held = ", ".join(str(each) for each in batch) or "nothing"
+            raise InputError(f"there are no activations of {site} to train on; the batch holds {held}")
+        return batch[site].to(self._device) if self._device else batch[site]
+
+    def _taken_up(self, value: Tensor | float | int) -> Tensor:
+        """Of a state: a copy, here."""
+        return torch.as_tensor(value).to(self._device, copy=True)
 
     def _dead(self, silent: Tensor) -> Tensor:
         dead = (silent > self.config.dead_after).nonzero().flatten()
@@ -268,13 +282,6 @@ class Learner:
 
     def _refresh(self) -> None:
         self._fast = [weights.to(self._dtype) for weights in self._weights]
-
-
-def _given(batch: Mapping[Site, Tensor], site: Site) -> Tensor:
-    if site not in batch or not len(batch[site]):
-        held = ", ".join(str(each) for each in batch) or "nothing"
-        raise InputError(f"there are no activations of {site} to train on; the batch holds {held}")
-    return batch[site]
 
 
 def _named_after(config: FitConfig) -> DictionaryInfo:

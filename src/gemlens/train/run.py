@@ -25,6 +25,8 @@ from torch import Tensor
 from gemlens.errors import InputError, OutputError, WeightsError
 from gemlens.files import check_folder
 from gemlens.records import Training
+from gemlens.scope.multilayer import MultiLayer
+from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.train.checkpoint import CHECKPOINT, Checkpoint, check_same, read_checkpoint, write_checkpoint
 from gemlens.train.config import FitConfig
@@ -53,8 +55,10 @@ def train(
     model_name: str | None = None,
     save_dtype: torch.dtype = torch.bfloat16,
     checkpoint_every: float = 600,
+    device: torch.device | str = "cpu",
     report: Callable[[Mapping[str, Step]], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    finished: Callable[[str, SAE | MultiLayer], None] = lambda _path, _dictionary: None,
 ) -> list[Training]:
     """Train dictionaries into ``folder``, or go on where a run of the same settings stands there.
 
@@ -65,8 +69,10 @@ def train(
         model_name: of the model, for the dictionaries' ``config.json``.
         save_dtype: of the stored weights.
         checkpoint_every: seconds.
+        device: where the dictionaries learn, and to which batches are brought.
         report: called after every step, with where each dictionary stands that learned from it, by path.
         say: called with a line for a person to read, now and then.
+        finished: called at the end with each path and its dictionary, float32, which is stored as ``save_dtype``.
 
     Raises:
         InputError: the stream ends before the tokens asked for, or is empty, or lacks a site; a checkpoint of other
@@ -76,7 +82,7 @@ def train(
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after a checkpoint.
     """
     by_path = dict(configs) if isinstance(configs, Mapping) else named(configs)
-    run = _Run(stream, by_path, check_folder(folder), dict(source or {}), model_name)
+    run = _Run(stream, by_path, check_folder(folder), dict(source or {}), model_name, device)
     run.take_up(say)
     with held_back(say) as asked:
         saved = time.monotonic()
@@ -94,7 +100,7 @@ def train(
                 asked.leave()
         run.save()
         run.check_complete()
-        return run.write(save_dtype)
+        return run.write(save_dtype, finished)
 
 
 class _Run:
@@ -107,13 +113,14 @@ class _Run:
         folder: Path,
         source: dict[str, Any],
         model_name: str | None,
+        device: torch.device | str,
     ) -> None:
         if not configs:
             raise InputError("there is nothing to train; give at least one config")
         sizes = sorted({config.batch for config in configs.values()})
         if len(sizes) > 1:
             raise InputError(f"batches of {sizes[0]} and {sizes[1]} tokens in one run; one stream gives one size")
-        self._stream, self._configs, self._folder = stream, configs, folder
+        self._stream, self._configs, self._folder, self._device = stream, configs, folder, device
         # A model of this machine is told apart by its path, which is nobody's business in what is passed on.
         self._source = source | ({"model": model_name} if model_name else {})
         self._about = {
@@ -160,7 +167,7 @@ class _Run:
 
     def batches(self) -> Iterator[Batch]:
         """Those still to be trained on, as far as the stream has them."""
-        found = ({site: tensor.cpu() for site, tensor in batch.items()} for batch in self._stream)
+        found = iter(self._stream)
         left = self._last - self._steps
         if not self._learners:
             left -= self._begin(found)
@@ -199,22 +206,25 @@ class _Run:
         if self._steps < self._last:
             raise InputError(
                 f"the corpus gave {self.tokens:,} tokens, {self._last * self._batch:,} were asked for; {self._kept}; "
-                "give more text or ask for fewer, into another folder"
+                "give more text, read it more often or ask for fewer, into another folder"
             )
 
-    def write(self, dtype: torch.dtype) -> list[Training]:
-        return [
-            write_dictionary(
+    def write(self, dtype: torch.dtype, finished: Callable[[str, SAE | MultiLayer], None]) -> list[Training]:
+        written = []
+        for path, learner in self._learners.items():
+            dictionary = learner.finish()
+            training = write_dictionary(
                 self._folder / path,
-                learner.finish(),
+                dictionary,
                 self._configs[path],
                 source=self._source,
                 seconds=self._seconds,
                 curves=self._recorders[path].points,
                 dtype=dtype,
             )
-            for path, learner in self._learners.items()
-        ]
+            written.append(training)
+            finished(path, dictionary)
+        return written
 
     @property
     def _kept(self) -> str:
@@ -236,8 +246,11 @@ class _Run:
         for path, config in self._configs.items():
             sites = {*config.sites_read, *config.sites_written} & self.waiting[0].keys()
             sample = {site: torch.cat([batch[site] for batch in self.waiting]) for site in sites}
-            self._learners[path] = Learner(config, sample, self._infos[path])
+            self._learners[path] = self._learner(path, sample)
         return len(self.waiting)
+
+    def _learner(self, path: str, sample: Batch) -> Learner:
+        return Learner(self._configs[path], sample, self._infos[path], device=self._device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         parts = checkpoint.parts
@@ -249,7 +262,7 @@ class _Run:
             generator = torch.Generator().manual_seed(0)
             means = {site: torch.as_tensor(state[f"mean.{site}"]) for site in config.sites_read + config.sites_written}
             sample = {site: torch.randn(64, len(mean), generator=generator) for site, mean in means.items()}
-            self._learners[path] = Learner(config, sample, self._infos[path])
+            self._learners[path] = self._learner(path, sample)
             self._learners[path].restore(state)
             self._recorders[path].restore(parts[f"curves {path}"])
         if "stream" in parts:

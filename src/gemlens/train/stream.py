@@ -68,8 +68,8 @@ def harvest(
 class ShuffledStream:
     """Batches from a live source, each token once; what does not fill a batch at the end is dropped.
 
-    Holds ``buffer`` x sites x d numbers, 2 bytes each in bfloat16: 168 MB a site of 640 dimensions. Shuffling adds a
-    block of 4,096 tokens; ``state`` is a copy of up to all of it.
+    Holds ``buffer`` x sites x d numbers, where the source gives them: 168 MB a site of 640 dimensions in bfloat16.
+    Shuffling adds a block of 4,096 tokens; ``state`` is a copy of up to all of it.
 
     Args:
         batch: tokens a batch.
@@ -105,11 +105,11 @@ class ShuffledStream:
             drawn, self._order = self._order[: self._batch], self._order[self._batch :]
             self._due -= 1
             self._batches += 1
-            yield {site: pool[drawn] for site, pool in self._pool.items()}
+            yield _rows(self._pool, drawn)
 
     def state(self) -> State:
         kept, rank = self._order.sort()
-        tensors = {f"pool.{site}": pool[kept] for site, pool in self._pool.items()}
+        tensors = {f"pool.{site}": pool for site, pool in _rows(self._pool, kept).items()}
         tensors |= {f"rest.{site}": tensor.clone() for site, tensor in self._rest.items()}
         # The rows as they would lie if the pool were compacted now.
         tensors |= {"order": rank.argsort(), "generator": self._generator.get_state()}
@@ -117,7 +117,7 @@ class ShuffledStream:
         return {**self._settings, **counts, **tensors}
 
     def restore(self, state: Mapping[str, Tensor | int]) -> None:
-        """As in ``BatchStream``; batches lie on the device of the state's tensors until the next are harvested."""
+        """As in ``BatchStream``; batches lie on the device of the state's tensors until more are harvested."""
         check_state(self._settings, state)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         self._chunks, self._batches, self._due = (int(state[name]) for name in ("chunks", "batches", "due"))
@@ -149,8 +149,8 @@ class ShuffledStream:
         # Every row moves towards the front, so no block overwrites what a later one reads.
         for start in range(0, len(kept), _BLOCK):
             block = kept[start : start + _BLOCK]
-            for pool in self._pool.values():
-                pool[start : start + len(block)] = pool[block]
+            for site, rows in _rows(self._pool, block).items():
+                self._pool[site][start : start + len(block)] = rows
         return len(kept)
 
     def _put(self, held: int) -> int:
@@ -162,10 +162,18 @@ class ShuffledStream:
             raise InputError(f"the stream began with activations at {said[0]} and goes on with {said[1]}")
         length = len(next(iter(self._rest.values())))
         count = min(self._buffer - held, length)
-        for site, pool in self._pool.items():
-            pool[held : held + count] = self._rest[site][:count]
+        for site, part in self._rest.items():
+            # What a checkpoint gave lies on the CPU; the model may run elsewhere.
+            self._pool[site] = self._pool[site].to(part.device)
+            self._pool[site][held : held + count] = part[:count]
         self._rest = {site: part[count:] for site, part in self._rest.items()} if count < length else {}
         return count
+
+
+def _rows(pool: dict[Site, Tensor], ids: Tensor) -> dict[Site, Tensor]:
+    """The same rows of every site; ``ids`` go to an accelerator once and not for each."""
+    here = {device: ids.to(device) for device in {tensor.device for tensor in pool.values()}}
+    return {site: tensor[here[tensor.device]] for site, tensor in pool.items()}
 
 
 def check_state(settings: Mapping[str, int], state: Mapping[str, Tensor | int]) -> None:

@@ -81,12 +81,14 @@ def initial_weights(
         y: the sample that it writes, [n, d_out of all its outputs], scaled; ``x`` itself for an SAE.
     """
     own = share(config.width, ranks)
-    w_enc = F.normalize(torch.randn(config.width, x.shape[1], generator=generator)[own], dim=1)
-    linear = torch.eye(x.shape[1]) if y is x else _least_squares(x, y)
-    weights = Weights(w_enc, torch.zeros(len(w_enc)), F.normalize(w_enc @ linear, dim=1), torch.zeros(d_out))
+    # Drawn on the CPU: a seed then means the same on every device.
+    w_enc = F.normalize(torch.randn(config.width, x.shape[1], generator=generator)[own].to(x.device), dim=1)
+    linear = torch.eye(x.shape[1], device=x.device) if y is x else _least_squares(x, y)
+    b_enc, b_dec = w_enc.new_zeros(len(w_enc)), w_enc.new_zeros(d_out)
+    weights = Weights(w_enc, b_enc, F.normalize(w_enc @ linear, dim=1), b_dec)
     if config.activation == "jumprelu":
         level = batch_level(w_enc @ x[:_FIRST_LEVEL].T, config.l0, 0.0, ranks)
-        weights.log_threshold = torch.full((len(w_enc),), math.log(max(float(level), 1e-3)))
+        weights.log_threshold = torch.full_like(b_enc, math.log(max(float(level), 1e-3)))
     if config.skip:
         weights.skip = linear[:, :d_out].clone()
     return weights
@@ -94,5 +96,5 @@ def initial_weights(
 
 def _least_squares(x: Tensor, y: Tensor) -> Tensor:
     """[d_in, d_out] that best predicts y from x, ridged enough for samples shorter than d_in."""
-    ridge = 1e-3 * len(x) * torch.eye(x.shape[1])
+    ridge = 1e-3 * len(x) * torch.eye(x.shape[1], device=x.device)
     return torch.linalg.solve(x.T @ x + ridge, x.T @ y)
