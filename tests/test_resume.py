@@ -102,7 +102,8 @@ def test_a_clean_pass_is_taken_up_at_any_deeper_layer(model):
     for layer in range(2, LAYERS):
         later = clean.at(layer)
         assert torch.equal(later.entry, clean_pass(model, TOKENS, layer).entry)
-        assert torch.equal(resume(model, later, edit(later.entry)), edited_pass(model, model.blocks[layer], before=True))
+        edited = resume(model, later, edit(later.entry))
+        assert torch.equal(edited, edited_pass(model, model.blocks[layer], before=True))
     assert clean.layer == 2
     for layer in (1, LAYERS):
         with pytest.raises(ValueError, match="layers 2 to 6"):
