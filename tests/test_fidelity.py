@@ -1,6 +1,6 @@
 """Fidelity: known dictionaries have known figures; every formula again, written out with plain torch."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -223,18 +223,6 @@ def test_dead_features_are_counted_on_the_training_mix(model):
     assert result.dead_tokens == (len(list(rows_of(model, [TEXT * 3])))) * 127
     assert 1 / 40 <= result.dead <= result.silent
     assert fidelity(model, sae, [TEXT]).dead is None
-
-
-def test_several_at_once_get_the_figures_of_each_alone(model):
-    """Of any layers, and of other kinds; the deepest first, since the clean pass is taken up at the shallowest."""
-    transcoder = random_sae(model, "mlp_in.2", seed=4)
-    transcoder.writes = Site(2, "mlp_out")
-    several = [random_sae(model, "resid_post.5", seed=5), transcoder, random_sae(model, "resid_post.3", seed=3)]
-    texts = {"texts": [TEXT * 6], "mix": [TEXT * 3]}
-    together = fidelities(model, several, **texts)
-    for got, dictionary in zip(together, several, strict=True):
-        assert asdict(got) == asdict(fidelity(model, dictionary, **texts))
-    assert len({result.spliced.above_clean for result in together}) == 3
 
 
 def test_the_cross_entropy_of_fewer_rows(model, tokens):

@@ -95,16 +95,3 @@ def test_skipping_a_block_needs_its_output(model):
 def test_a_block_that_the_model_lacks(model):
     with pytest.raises(ValueError, match="its layers are 0 to 6"):
         clean_pass(model, TOKENS, LAYERS)
-
-
-def test_a_clean_pass_is_taken_up_at_any_deeper_layer(model):
-    clean = clean_pass(model, TOKENS, 2)
-    for layer in range(2, LAYERS):
-        later = clean.at(layer)
-        assert torch.equal(later.entry, clean_pass(model, TOKENS, layer).entry)
-        edited = resume(model, later, edit(later.entry))
-        assert torch.equal(edited, edited_pass(model, model.blocks[layer], before=True))
-    assert clean.layer == 2
-    for layer in (1, LAYERS):
-        with pytest.raises(ValueError, match="layers 2 to 6"):
-            clean.at(layer)

@@ -155,23 +155,26 @@ def test_the_front_holds_what_no_other_beats():
     assert front([(1, 1)]) == [True]
 
 
-def test_a_sweep_measures_each_as_alone_and_holds_one_at_a_time(model, release, monkeypatch):
-    import gemlens.study.sweep as module
+@pytest.mark.parametrize(("held", "together"), [(0, [0, 0, 0, 0]), (10_000, [0, 1, 0, 0]), (1 << 30, [0, 1, 2, 3])])
+def test_a_sweep_measures_each_as_alone_and_holds_no_more_than_it_should(model, release, monkeypatch, held, together):
+    import gemlens.study.many as module
 
-    real, alive, together = module.load_sae, [], []
+    real, alive, found_alive = module.load_sae, [], []
 
     def load(*arguments, **settings):
         gc.collect()
-        together.append(sum(reference() is not None for reference in alive))
+        found_alive.append(sum(reference() is not None for reference in alive))
         alive.append(weakref.ref(sae := real(*arguments, **settings)))
         return sae
 
     monkeypatch.setattr(module, "load_sae", load)
+    monkeypatch.setattr(module, "HELD_BYTES", held)
     found = at_site(listing(str(release)), "resid_post", layer=2)
     told = []
     result = sweep(model, str(release), found, lambda: [TEXT], report=lambda which, *rest: told.append((which, *rest)))
-    assert together == [0, 0, 0, 0]
-    assert {which for which, _, _ in told} == set(found)
+    assert found_alive == together
+    assert {each for which, _, _ in told for each in which} == set(found)
+    assert all(done <= total for _, done, total in told)
     assert result.site == "resid_post.2"
     assert [(p.figures.dictionary.width, p.figures.l0) for p in result.points] == sorted(
         (p.figures.dictionary.width, p.figures.l0) for p in result.points
@@ -434,7 +437,7 @@ def test_a_poor_dictionary_of_a_folder_is_told_what_to_try(capsys, tiny_folder, 
 def test_slips_are_told_in_one_line_before_anything_is_measured(
     capsys, tiny_folder, release, elsewhere, monkeypatch, more, words
 ):
-    monkeypatch.setattr("gemlens.study.fidelity.activations", lambda *_: pytest.fail("went on to measure"))
+    monkeypatch.setattr("gemlens.study.reconstruction.activations", lambda *_: pytest.fail("went on to measure"))
     assert_refused(run(capsys, *arguments(tiny_folder, release, *more)), *words)
     assert everything_in(elsewhere) == ["text.txt"]
 

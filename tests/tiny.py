@@ -5,6 +5,7 @@
     model = tiny_gemma(kind="multimodal")   Gemma 3 inside a checkpoint with a vision tower; the weights of the first
     tiny_model_folder(path)                 the same as a Hugging Face folder
     sae = random_sae(model, "resid_post.2")
+    random_transcoders(model), random_clt(model)      one transcoder for each MLP, a CLT over all layers
     write_dictionary(path, random_tensors(16, 40))    a folder in Gemma Scope 2's published layout
 
 The weights are much larger than a fresh initialisation, norms included, so that every module changes the residual.
@@ -33,6 +34,7 @@ from transformers import (
 
 from gemlens.lm.gemma import Model
 from gemlens.records import DictionaryInfo
+from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site, parse_site
@@ -194,6 +196,43 @@ def random_sae(model: Model, site: str, width: int = 40, *, seed: int = 0, **inf
     reads = parse_site(site)
     d = HEADS * HEAD_DIM if reads.name == "attn_out" else model.config.hidden_size
     return sae_of(random_tensors(d, width, seed=seed), reads, **info)
+
+
+def random_transcoders(model: Model, width: int = 40, *, reads: str = "mlp_in", skip: bool = True) -> list[SAE]:
+    """A random transcoder for every MLP of ``model``, named as a set of Gemma Scope 2's."""
+    d, found = model.config.hidden_size, []
+    for layer in range(model.n_layers):
+        name = f"layer_{layer}_width_{width}_l0_small{'_affine' if skip else ''}"
+        tensors = {key: each / 4 for key, each in random_tensors(d, width, skip=skip, seed=layer).items()}
+        sites = Site(layer, reads), Site(layer, "mlp_out")
+        found.append(sae_of(tensors, *sites, category="transcoder_all", id=name, path=f"transcoder_all/{name}"))
+    return found
+
+
+def random_clt(model: Model, width: int = 30, *, skip: bool = True, crosscoder: bool = False) -> MultiLayer:
+    """A random CLT over all layers of ``model``, or a crosscoder of the same shapes over ``resid_post``."""
+    d, n, layers = model.config.hidden_size, model.n_layers, []
+    for index in range(n):
+        tensors = {key: each / 4 for key, each in random_tensors(d, width, skip=skip, seed=index).items()}
+        generator = torch.Generator().manual_seed(100 + index)
+        outputs = n if crosscoder else n - index
+        decoder = torch.randn(width * outputs, d, generator=generator) / 8
+        layers.append(
+            Layer(
+                DenseRows(tensors["w_enc"].T),
+                DenseRows(decoder),
+                b_enc=tensors["b_enc"],
+                threshold=tensors["threshold"],
+                b_dec=tensors["b_dec"],
+                skip=tensors.get("affine_skip_connection"),
+                first=0 if crosscoder else index,
+            )
+        )
+    names = ("resid_post", "resid_post") if crosscoder else ("mlp_in", "mlp_out")
+    reads, writes = ([Site(layer, name) for layer in range(n)] for name in names)
+    about = {"release": "test", "category": "clt", "id": f"width_{width * n}_l0_small", "neuronpedia": None}
+    info = DictionaryInfo(**about, site=str(reads[0]), layer=0, width=width * n, path=f"clt/{about['id']}")
+    return MultiLayer(layers, reads=reads, writes=writes, info=info)
 
 
 def published_config(layer: int = 2, width: int = 40, **changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Field names are those of the JSON files (``docs/formats.md``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,20 +16,27 @@ __all__ = [
     "CURVE_COLUMNS",
     "ActiveFeatures",
     "Analysis",
+    "DENSITY_DECADES",
+    "DENSITY_STEPS",
+    "Density",
     "DictionaryInfo",
     "FeatureActivation",
     "Fidelity",
     "LossWith",
     "Provenance",
+    "QualityCard",
     "QuantizationCost",
+    "SetFidelity",
     "Sweep",
     "SweepPoint",
     "TokenRecord",
     "Training",
+    "series_name",
     "width_name",
 ]
 
 SCHEMA_VERSION = 1
+_LAYER = re.compile(r"((?:^|/)layer_)[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,24 @@ class LossWith:
     """Of ``above_clean``: paired, over rows of text, since tokens of a row are not independent."""
 
 
+DENSITY_STEPS = 4
+DENSITY_DECADES = 6
+"""Bins of a ``Density``: so many a power of ten, from one token in a million to every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """How often the features of a dictionary fire: a histogram of the logarithm of the share of tokens."""
+
+    tokens: int
+    """That were looked at, BOS not counted."""
+    never: int
+    """Features that fired on none of them."""
+    counts: tuple[int, ...]
+    """Features by log10 of the share of tokens on which they fire, from -6 to 0 in steps of 1/4; rarer ones are in the
+    first bin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """How well a dictionary stands in for the activations it was trained on. BOS is left out of everything."""
@@ -205,6 +231,8 @@ class Fidelity:
     """Mean cosine of activation and reconstruction."""
     silent: float
     """Share of features that never fired on the measured tokens."""
+    density: Density
+    """On the training mix where one was given, else on the measured tokens."""
     dead: float | None
     """Share of features that never fired on ``dead_tokens`` of the training mix; None where no mix was given."""
     dead_tokens: int
@@ -277,6 +305,52 @@ class Sweep:
     """Path and reason of those that could not be measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class SetFidelity:
+    """A model all of whose MLPs are replaced at once, each by what a transcoder, or a CLT, makes of its input.
+
+    Measured where cross-entropy is: at the predictions of rows of 128 tokens, BOS neither edited nor counted.
+    """
+
+    name: str
+    """What the transcoders are called, ``layer_*`` for their layers; of a CLT its path."""
+    release: str
+    layers: tuple[int, ...]
+    """Whose MLPs are replaced."""
+    model_id: str
+    tokens: int
+    """BOS counted in."""
+    ce_clean: float
+    spliced: LossWith
+    """Without errors."""
+    kl: float
+    """KL(clean || spliced) of the next-token distributions, in nats a token."""
+    kl_standard_error: float
+    """Over rows of text."""
+    agreement: float
+    """Share of tokens at which the clean and the spliced model find the same next token likeliest."""
+    logit_error: float
+    """With errors cached from a clean pass added, the largest difference of any logit to the clean model's: how exactly
+    the replacement model with errors is the model."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCard:
+    """Every dictionary of a release, and every complete set of transcoders, measured on the same text."""
+
+    release: str
+    model_id: str
+    texts: tuple[str, ...]
+    """Names of what was measured on."""
+    dictionaries: tuple[Fidelity, ...]
+    """By series (``series_name``), then by layer."""
+    sets: tuple[SetFidelity, ...]
+    failed: tuple[tuple[str, str], ...]
+    """Path and reason of those that could not be measured."""
+    provenance: Provenance
+
+
 CURVE_COLUMNS = ("step", "tokens", "loss", "fvu", "l0", "dead")
 """Of ``Training.curves``; ``dead`` is a share of the features."""
 
@@ -300,6 +374,11 @@ class Training:
 
     def last(self, column: str) -> float:
         return float(self.curves[-1, CURVE_COLUMNS.index(column)])
+
+
+def series_name(path: str) -> str:
+    """What the dictionaries of several layers have in common: ``resid_post/layer_*_width_4k_l0_medium``."""
+    return _LAYER.sub(r"\1*", path, count=1)
 
 
 def width_name(width: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,30 +25,12 @@ class CleanPass:
     """A forward pass that can be taken up again at block ``layer``."""
 
     layer: int
-    entries: list[Tensor] = field(repr=False)
-    """[batch, n, d_model] each, what the blocks from ``layer`` on were fed."""
+    entry: Tensor
+    """[batch, n, d_model], what block ``layer`` was fed."""
     residual: Tensor
     """[batch, n, d_model], the last block's output."""
     arguments: list[dict[str, Any]] = field(repr=False)
     """Keyword arguments of each block from ``layer`` on."""
-
-    @property
-    def entry(self) -> Tensor:
-        """[batch, n, d_model], what block ``layer`` was fed."""
-        return self.entries[0]
-
-    def at(self, layer: int) -> CleanPass:
-        """The same pass, to be taken up at ``layer`` or deeper.
-
-        Raises:
-            ValueError: ``layer`` lies before what the pass remembers, or beyond the model.
-        """
-        skip = layer - self.layer
-        if not 0 <= skip < len(self.entries):
-            raise ValueError(
-                f"this pass can be taken up at layers {self.layer} to {self.layer + len(self.entries) - 1}"
-            )
-        return replace(self, layer=layer, entries=self.entries[skip:], arguments=self.arguments[skip:])
 
 
 @torch.no_grad()
@@ -62,7 +44,7 @@ def clean_pass(model: Model, tokens: Tensor, layer: int) -> CleanPass:
     calls: list[tuple[Tensor, dict[str, Any]]] = []
     with _remembering(model.blocks[layer:], calls) as last:
         model.backbone(input_ids=tokens.to(model.device), use_cache=False)
-    return CleanPass(layer, [entry for entry, _ in calls], last[0], [arguments for _, arguments in calls])
+    return CleanPass(layer, calls[0][0], last[0], [arguments for _, arguments in calls])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from gemlens import hub
@@ -27,6 +27,7 @@ from gemlens.sites import parse_hook_point
 __all__ = ["Listed", "at_site", "listing"]
 
 _PARAMS = {"params.safetensors", "params.npz"}
+_CLT = "params_layer_0.safetensors"
 _NAME = re.compile(
     r"(?:^|/)layer_(?P<layer>[0-9]{1,6})(?:[_/]width_(?P<width>[0-9]+[km]?))?(?:[_/](?:average_)?l0_(?P<l0>[a-z]+|[0-9]+))?"
 )
@@ -50,6 +51,8 @@ class Listed:
     width: int | None
     l0: str | None
     """As named: ``small``, ``71``."""
+    is_clt: bool = False
+    """Over several layers; ``site`` and ``layer`` are None."""
 
     @property
     def category(self) -> str:
@@ -67,10 +70,13 @@ class Listed:
         return float(self.l0) if self.l0.isdecimal() else _WORDS.get(self.l0, float("inf"))
 
 
-def listing(release: str, *, revision: str | None = None) -> list[Listed]:
+def listing(release: str, *, revision: str | None = None, clts: bool = False) -> list[Listed]:
     """Return every dictionary over one layer in a folder, ``starter``, a hub repository or a release of SAELens.
 
     A hub repository is asked; where it cannot be reached, the catalogue says what it held when gemlens was made.
+
+    Args:
+        clts: cross-layer transcoders as well, which the catalogue does not know.
 
     Raises:
         NotFoundError: no such release, or one without dictionaries.
@@ -78,12 +84,16 @@ def listing(release: str, *, revision: str | None = None) -> list[Listed]:
     """
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
     if root is not None:
-        files = sorted(path for path in root.rglob("params.*") if path.name in _PARAMS)
-        found = [_named(release, path.parent.relative_to(root).as_posix(), _config(path.parent)) for path in files]
+        files = sorted(path for path in root.rglob("params*") if _is_params(path, clts=clts))
+        found = [
+            _named(release, path.parent.relative_to(root).as_posix(), _config(path.parent), is_clt=path.name == _CLT)
+            for path in files
+        ]
     elif hub.is_repo_id(release):
         try:
             names = [PurePosixPath(name) for name in hub.list_files(release, revision=revision)]
-            found = [_named(release, str(name.parent), {}) for name in names if name.name in _PARAMS]
+            there = [name for name in names if _is_params(name, clts=clts)]
+            found = [_named(release, str(name.parent), {}, is_clt=name.name == _CLT) for name in there]
         except NetworkError:
             if not (found := _catalogued(release)):
                 raise
@@ -139,7 +149,13 @@ def _catalogued(release: str) -> list[Listed]:
     ]
 
 
-def _named(release: str, path: str, config: dict[str, Any]) -> Listed:
+def _is_params(path: PurePath, *, clts: bool) -> bool:
+    """Whether the file makes its folder a dictionary that is listed."""
+    # A crosscoder has the same files as a CLT, and its layers in its name: layer_7_13_17_22_width_….
+    return path.name in _PARAMS or (clts and path.name == _CLT and not _NAME.search(path.parent.as_posix()))
+
+
+def _named(release: str, path: str, config: dict[str, Any], *, is_clt: bool = False) -> Listed:
     said = _NAME.search(path)
     layer, width, l0 = said.group("layer", "width", "l0") if said else (None, None, None)
     category = path.split("/")[0].removesuffix("_all")
@@ -154,7 +170,7 @@ def _named(release: str, path: str, config: dict[str, Any]) -> Listed:
     features = stated if isinstance(stated, int) else _features(width) if width else None
     if l0 is None and isinstance(config.get("l0"), int):
         l0 = str(config["l0"])
-    return Listed(path, site, number, features, l0)
+    return Listed(path, site, number, features, l0, is_clt)
 
 
 def _features(width: str) -> int:

@@ -163,15 +163,22 @@ class MultiLayer(nn.Module):
         return total
 
     @torch.no_grad()
+    def output(self, features: Mapping[Site, Features], to: Site, x: Mapping[Site, Tensor]) -> Tensor:
+        """[n, d_out], what is written to one site: ``decode``, and the skip from the layer's own activations in ``x``.
+
+        Raises:
+            MismatchError: as ``decode``.
+        """
+        recon = self.decode(features, to)
+        index = self.writes.index(to)
+        skip = self._at(index).skip
+        return recon if skip is None else recon + x[self.reads[index]].to(skip) @ skip
+
+    @torch.no_grad()
     def reconstruct(self, x: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
         """[n, d_out] for each site that is written, from the activations of every site read; skips included."""
         features = self.encode(x)
-        recon = {}
-        for index, site in enumerate(self.writes):
-            recon[site] = self.decode(features, site)
-            if (skip := self._at(index).skip) is not None:
-                recon[site] = recon[site] + x[self.reads[index]].to(skip) @ skip
-        return recon
+        return {site: self.output(features, site, x) for site in self.writes}
 
 
 def _listed(sites: Sequence[Site]) -> str:

@@ -107,7 +107,12 @@ class SAE(nn.Module):
         return sparse.weighted_sum(features, self.decoder) + self.b_dec
 
     @torch.no_grad()
+    def output(self, features: Features, x: Tensor) -> Tensor:
+        """[n, d_out], what is written where ``features`` fire on activations ``x`` [n, d_in]: decoded, and the skip."""
+        recon = self.decode(features)
+        return recon if self.skip is None else recon + x.to(self.skip) @ self.skip
+
+    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """[n, d_out], what the dictionary makes of [n, d_in] activations, the skip included."""
-        recon = self.decode(self.encode(x))
-        return recon if self.skip is None else recon + x.to(self.skip) @ self.skip
+        return self.output(self.encode(x), x)

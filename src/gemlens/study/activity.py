@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from gemlens.files import told, whole
+from gemlens.records import DENSITY_DECADES, DENSITY_STEPS, Density
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
+from gemlens.study.outputs import Dictionary, outputs
 
-__all__ = ["Activity", "activities", "activity", "write_activity"]
+__all__ = ["Activity", "activities", "activity", "density", "write_activity"]
 
 
 class Activity(NamedTuple):
@@ -41,27 +43,37 @@ def activity(
 
 
 def activities(
-    dictionaries: Sequence[SAE],
+    dictionaries: Sequence[Dictionary],
     stream: Iterable[Mapping[Site, Tensor]],
     tokens: int,
     *,
     report: Callable[[int], None] = lambda _done: None,
 ) -> list[Activity]:
-    """The same of several dictionaries on one stream of activations by site."""
-    fired = [torch.zeros(each.width, dtype=torch.int64) for each in dictionaries]
-    strongest = [torch.zeros(each.width) for each in dictionaries]
+    """The same of several dictionaries on one stream of activations by site; of a CLT, of each layer."""
+    parts = [part for dictionary in dictionaries for part in outputs(dictionary)]
+    fired = [torch.zeros(part.info.width, dtype=torch.int64) for part in parts]
+    strongest = [torch.zeros(part.info.width) for part in parts]
     done = 0
     for found in stream:
-        for index, dictionary in enumerate(dictionaries):
-            features = dictionary.encode(found[dictionary.reads][: tokens - done])
+        for index, part in enumerate(parts):
+            features = part.encode(found[part.reads][: tokens - done])
             ids, values = features.ids.cpu(), features.values.float().cpu()
-            fired[index] += torch.bincount(ids, minlength=dictionary.width)
+            fired[index] += torch.bincount(ids, minlength=part.info.width)
             strongest[index].scatter_reduce_(0, ids, values, "amax")
         done += min(tokens - done, len(next(iter(found.values()))))
         report(done)
         if done >= tokens:
             break
     return [Activity(done, *each) for each in zip(fired, strongest, strict=True)]
+
+
+def density(fired: Tensor, tokens: int) -> Density:
+    """How many features fire how often, of ``fired`` int64 [width] of so many ``tokens``."""
+    share = fired[fired > 0].double() / tokens
+    bins = DENSITY_DECADES * DENSITY_STEPS
+    at = ((share.log10() + DENSITY_DECADES) * DENSITY_STEPS).floor().long().clamp(0, bins - 1)
+    counts = torch.bincount(at, minlength=bins)
+    return Density(tokens=tokens, never=int((fired == 0).sum()), counts=tuple(counts.tolist()))
 
 
 def write_activity(seen: Activity, path: Path) -> None:

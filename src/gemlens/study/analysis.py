@@ -28,7 +28,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
 
-__all__ = ["Study", "Text", "analyses", "text_of"]
+__all__ = ["Study", "Text", "analyses", "provenance_of", "text_of"]
 
 _CHAT_OPENING = "<start_of_turn>user\n"
 # A model or a release, as google/gemma-3-270m-it, gemma-scope-2-270m-it, gemma-scope-2-270m-it-res.
@@ -89,7 +89,7 @@ class Study:
         if top_k < 1:
             raise InputError(f"top_k {top_k}: at least 1 feature a token")
         warnings = tuple(warning for dictionary in dictionaries for warning in check_fit(model, dictionary))
-        return cls(model, dictionaries, top_k, max_new_tokens, warnings, _provenance(model, seed, temperature, top_p))
+        return cls(model, dictionaries, top_k, max_new_tokens, warnings, provenance_of(model, seed, temperature, top_p))
 
     @property
     def sites(self) -> list[Site]:
@@ -187,7 +187,10 @@ def _active(features: Features) -> ActiveFeatures:
     )
 
 
-def _provenance(model: Model, seed: int, temperature: float | None, top_p: float | None) -> Provenance:
+def provenance_of(
+    model: Model, seed: int = 0, temperature: float | None = None, top_p: float | None = None
+) -> Provenance:
+    """What makes a record, now."""
     import transformers
 
     return Provenance(

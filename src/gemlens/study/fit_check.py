@@ -8,6 +8,7 @@ from pathlib import PurePath
 from gemlens.errors import MismatchError
 from gemlens.lm.gemma import Model, module_at
 from gemlens.lm.starter import STARTER_NAME
+from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 
@@ -16,7 +17,7 @@ __all__ = ["check_fit", "site_width"]
 _GENERATION = re.compile(r"gemma-?(\d)")
 
 
-def check_fit(model: Model, dictionary: SAE) -> list[str]:
+def check_fit(model: Model, dictionary: SAE | MultiLayer) -> list[str]:
     """Warnings about pairing ``dictionary`` with ``model``; empty when it was trained on it.
 
     Siblings (``pt`` and ``it``) and fine-tunes share shapes and most features, so they run, with a warning.
@@ -26,7 +27,7 @@ def check_fit(model: Model, dictionary: SAE) -> list[str]:
     """
     info = dictionary.info
     trained_on = info.model_name or "another model"
-    for site, width in ((dictionary.reads, dictionary.d_in), (dictionary.writes, dictionary.d_out)):
+    for site, width in _widths(dictionary):
         module_at(model, site)  # raises for a layer that the model lacks
         if (there := site_width(model, site)) != width:
             raise MismatchError(
@@ -44,6 +45,15 @@ def check_fit(model: Model, dictionary: SAE) -> list[str]:
         dictionary_name = "/".join(filter(None, [info.category, info.id]))
         return [f"{dictionary_name} was trained on {info.model_name}, not on {model.name}: features may mislead"]
     return []
+
+
+def _widths(dictionary: SAE | MultiLayer) -> list[tuple[Site, int]]:
+    """Numbers a token that the dictionary expects at each site that it reads or writes."""
+    if isinstance(dictionary, SAE):
+        return [(dictionary.reads, dictionary.d_in), (dictionary.writes, dictionary.d_out)]
+    layers = [dictionary.layer(site) for site in dictionary.reads]
+    read = [(site, layer.encoder.d) for site, layer in zip(dictionary.reads, layers, strict=True)]
+    return read + [(site, layer.decoder.d) for site, layer in zip(dictionary.writes, layers, strict=True)]
 
 
 def site_width(model: Model, site: Site) -> int:

@@ -27,7 +27,7 @@ def is_poor(figures: Fidelity) -> bool:
 def suggest(figures: Fidelity, siblings: Sequence[Listed]) -> Fidelity:
     """The same record, a poor verdict followed by what to try next of what the release holds for that site."""
     mine = next((each for each in siblings if each.path == figures.dictionary.path), None)
-    if mine is None or not is_poor(figures):
+    if mine is None or mine.is_clt or not is_poor(figures):
         return figures
     near = [
         each for each in siblings if (each.category, each.site, each.layer) == (mine.category, mine.site, mine.layer)
