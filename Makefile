@@ -38,19 +38,20 @@ check: $(VENV)/.installed-dev
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
-TOKENS ?= $(if $(TEXTS),4M,50k)
-PASSES ?= 1
+TOKENS ?= $(if $(TEXTS),16M,50k)
+PASSES ?= $(if $(TEXTS),3,1)
+REFIT ?= $(if $(TEXTS),1.5M,20k)
 OUT ?= outputs/starter
 # A folder for each run, where the same command goes on after a stop. Its name is the release's in what is written.
 RUNS = $(OUT).runs
 TRAIN = $(BIN)/gemlens train
 LIKE = --model-id starter --texts $(or $(TEXTS),tests/texts/trial.txt) $(addprefix --held-out ,$(HELD_OUT)) \
-  --tokens $(TOKENS) --passes $(PASSES) --save-dtype int8
+  --tokens $(TOKENS) --passes $(PASSES) --batch 2048 --lr 0.002 --refit $(REFIT) --save-dtype int8
 
 starter: $(VENV)/.installed
 	$(if $(filter $(CURDIR)/starter/%,$(abspath $(OUT))/),$(error OUT=$(OUT) is where the shipped ones lie; name another))
-	$(TRAIN) sae $(LIKE) --sites resid_post.5,resid_post.9,resid_post.12,resid_post.15 --l0 57 --out $(RUNS)/sae/starter
-	$(TRAIN) transcoder $(LIKE) --layers 0-17 --width 2048 --l0 15 --skip --category transcoder_all \
+	$(TRAIN) sae $(LIKE) --sites resid_post.5,resid_post.9,resid_post.12,resid_post.15 --l0 55 --out $(RUNS)/sae/starter
+	$(TRAIN) transcoder $(LIKE) --layers 0-17 --width 2048 --l0 17 --skip --category transcoder_all \
 	  --out $(RUNS)/transcoder/starter
 	mkdir -p $(OUT)
 	cp -R $(RUNS)/sae/starter/resid_post $(RUNS)/transcoder/starter/transcoder_all $(OUT)

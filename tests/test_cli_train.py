@@ -396,3 +396,30 @@ def test_dictionaries_that_do_not_go_round_are_refused(world, capsys, monkeypatc
     monkeypatch.setenv("RANK", "0")
     assert_refused(run(capsys, *arguments(world, split="dictionaries")), "3 processes for 2 dictionaries")
     assert not Path("scope").exists()
+
+
+def test_refitted_decoders_reconstruct_better_with_the_same_features(world, capsys):
+    made = {}
+    for name, refit in (("plain", None), ("refit", "5k")):
+        ran = run(capsys, *arguments(world, out=name, refit=refit, save_dtype="float32", sites="resid_post.3"))
+        assert ran.code == 0, ran.err
+        made[name] = load_sae(name, SAE)
+    told = json.loads(Path("refit", SAE, "training.json").read_text())
+    assert told["source"]["refit_tokens"] == 5000
+    assert told["config"] == json.loads(Path("plain", SAE, "training.json").read_text())["config"]
+    figures = {}
+    for name in made:
+        ran = run(
+            capsys, "fidelity", "--model-id", world.model, "--sae-release", name, "--sae-id", SAE,
+            "--texts", "texts/a.txt", "--export", f"{name}.json",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        figures[name] = json.loads(Path(f"{name}.json").read_text())[0]
+    assert figures["refit"]["l0"] == pytest.approx(figures["plain"]["l0"], rel=0.01)
+    assert figures["refit"]["fvu"] < figures["plain"]["fvu"]
+
+
+def test_a_clt_is_not_refitted(world, capsys):
+    ran = run(capsys, *arguments(world, "clt", layers="1,3", refit="5k"))
+    assert_refused(ran, "--refit is for SAEs and transcoders")
+    assert not Path("scope").exists()

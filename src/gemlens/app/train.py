@@ -95,6 +95,10 @@ def train(
     decay: Annotated[
         float, typer.Option(help="Share of the steps over which the learning rate falls to 0.", metavar="FLOAT")
     ] = FitConfig.decay,
+    refit: Annotated[
+        str | None,
+        typer.Option(help="At the end, solve decoders by least squares on so many tokens: 500k.", metavar="COUNT"),
+    ] = None,
     groups: Annotated[
         str, typer.Option(help="Matryoshka: sizes below the width, e.g. 256,1024.", metavar="SIZES")
     ] = "",
@@ -175,6 +179,9 @@ def train(
 
     configs = named([FitConfig(**fixed, **place) for place in _places(kind, sites, layers)], _category(category))
     held = None if buffer is None else parse_count("--buffer", buffer)
+    refitted = None if refit is None else parse_count("--refit", refit)
+    if refitted and kind is Kind.clt:
+        raise InputError("--refit is for SAEs and transcoders; a CLT's layers write together and keep their decoders")
     check_model(model_id)
     from gemlens.app.train_run import processes, run
     from gemlens.app.train_source import from_store, from_texts
@@ -198,7 +205,8 @@ def train(
             )  # fmt: skip
         run(
             console, source, configs, out, test,
-            ranks=ranks, save_dtype=save_dtype.value, device=device.value, dead=dead, tensorboard=tensorboard,
+            ranks=ranks, save_dtype=save_dtype.value, device=device.value, refit=refitted, dead=dead,
+            tensorboard=tensorboard,
         )  # fmt: skip
 
 

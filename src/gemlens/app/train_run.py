@@ -57,21 +57,27 @@ def run(
     ranks: Ranks | Place,
     save_dtype: str,
     device: str,
+    refit: int | None,
     dead: bool,
     tensorboard: Path | None,
 ) -> None:
-    """Train ``configs`` into ``out``, or go on there, and write what is measured beside each dictionary."""
+    """Train ``configs`` into ``out``, or go on there, and write what is measured beside each dictionary.
+
+    Args:
+        refit: tokens on which decoders are solved anew, or None to leave them.
+    """
     import torch
 
+    from gemlens.app.train_refit import write_refitted
     from gemlens.app.train_results import write_results
     from gemlens.scope.sae import SAE
     from gemlens.train.run import train
     from gemlens.train.run_folder import has_checkpoint
 
-    exact: dict[str, SAE] = {}  # to measure what int8 costs
+    exact: dict[str, SAE] = {}  # to refit, and to measure what int8 costs
 
     def keep(path: str, dictionary: SAE | MultiLayer) -> None:
-        if save_dtype == "int8" and held_out and isinstance(dictionary, SAE):
+        if isinstance(dictionary, SAE) and (refit or (save_dtype == "int8" and held_out)):
             exact[path] = dictionary
 
     # Of processes that share features, each would write the same.
@@ -95,6 +101,12 @@ def run(
             goes_on = "; the same command goes on there" if has_checkpoint(out) else " before a checkpoint was due"
             tell(console, f"stopped{goes_on}")
             raise
+    if refit:
+        trained, exact = write_refitted(
+            console, out, trained, exact, source, refit, device=device, save_dtype=getattr(torch, save_dtype)
+        )
+    if save_dtype != "int8":
+        exact.clear()
     write_results(console, out, trained, source, held_out, exact=exact, device=device, dead=dead)
 
 
