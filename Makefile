@@ -4,6 +4,9 @@
 # make test-compat   model and hook tests on the oldest transformers we support
 # make bench         gemlens beside its peers, in an environment of theirs: equality, then times; docs/performance.md
 #                    ROWS="encode decode" times these rows alone, REPEAT=1 tries them and writes nothing
+# make starter       train what the starter ships, from nothing, into outputs/starter; OUT= names another folder.
+#                    TEXTS=FOLDER HELD_OUT=FILE TOKENS=4M PASSES=1 say on what. Without TEXTS it is a trial, on the
+#                    little text that comes with the tests, of TOKENS=50k
 # make clean         remove the environments and outputs
 
 PYTHON ?= python3
@@ -14,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find src starter/src -type f -not -name '*.pyc') pyproject.toml starter/pyproject.toml constraints.txt
 
-.PHONY: demo test check test-compat bench clean
+.PHONY: demo test check test-compat bench starter clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gemlens analyze --model-id starter \
@@ -34,6 +37,24 @@ check: $(VENV)/.installed-dev
 
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
+
+TOKENS ?= $(if $(TEXTS),16M,50k)
+PASSES ?= $(if $(TEXTS),3,1)
+REFIT ?= $(if $(TEXTS),1.5M,20k)
+OUT ?= outputs/starter
+# A folder for each run, where the same command goes on after a stop. Its name is the release's in what is written.
+RUNS = $(OUT).runs
+TRAIN = $(BIN)/gemlens train
+LIKE = --model-id starter --texts $(or $(TEXTS),tests/texts/trial.txt) $(addprefix --held-out ,$(HELD_OUT)) \
+  --tokens $(TOKENS) --passes $(PASSES) --batch 2048 --lr 0.002 --refit $(REFIT) --save-dtype int8
+
+starter: $(VENV)/.installed
+	$(if $(filter $(CURDIR)/starter/%,$(abspath $(OUT))/),$(error OUT=$(OUT) is where the shipped ones lie; name another))
+	$(TRAIN) sae $(LIKE) --sites resid_post.5,resid_post.9,resid_post.12,resid_post.15 --l0 55 --out $(RUNS)/sae/starter
+	$(TRAIN) transcoder $(LIKE) --layers 0-17 --width 2048 --l0 17 --skip --category transcoder_all \
+	  --out $(RUNS)/transcoder/starter
+	mkdir -p $(OUT)
+	cp -R $(RUNS)/sae/starter/resid_post $(RUNS)/transcoder/starter/transcoder_all $(OUT)
 
 # The peers' pins and ours conflict: their environment sees our sources, not our installation.
 bench: export PYTHONPATH := src:starter/src:tests

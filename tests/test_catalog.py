@@ -17,11 +17,13 @@ from gemlens.errors import InputError, NotFoundError
 from gemlens.scope import catalog
 from gemlens.scope.catalog import Entry, entries, find, neuronpedia_id, resolve
 from gemlens.scope.catalog_table import NEVER_PUBLISHED, WIDTHS
+from tiny import published_config, write_dictionary
 
 DIGEST = "50bc85d50b4be75ea1a65b9eb2a5ca259ced7a73f0d4c6e15afc4cb1733177bd"
 LISTED = 11_643
 SCOPE = "google/gemma-scope-2-270m-it"
-ONE_LAYER = [entry for entry in entries() if entry.kind in ("sae", "transcoder")]
+PUBLISHED = [entry for entry in entries() if entry.release != "starter"]
+ONE_LAYER = [entry for entry in PUBLISHED if entry.kind in ("sae", "transcoder")]
 
 
 def lines_of_the_catalogue() -> list[str]:
@@ -81,7 +83,7 @@ def test_no_name_stands_for_two():
 
 
 def test_what_an_entry_says_is_what_its_path_says():
-    for entry in entries():
+    for entry in PUBLISHED:
         assert f"width_{entry.width_name}" in entry.path.replace("/", "_")
         if entry.kind == "clt":
             assert (entry.width, entry.layer) == (262_080, None)
@@ -157,7 +159,49 @@ def test_multi_layer_dictionaries_are_added_by_rule():
     assert clts == {f"google/gemma-scope-2-{size}-{stage}" for size in ("270m", "1b") for stage in ("pt", "it")}
     paths = {entry.path for entry in entries() if entry.repo == "google/gemma-scope-2-1b-pt"}
     assert {"clt/width_262k_l0_big_affine", "crosscoder/layer_7_13_17_22_width_262k_l0_medium"} <= paths
-    assert len(entries()) == LISTED + 4 * 4 + 10 * 4
+    assert len(PUBLISHED) == LISTED + 4 * 4 + 10 * 4
+
+
+# The starter
+
+
+@pytest.fixture
+def starter(tmp_path, monkeypatch):
+    """A package with dictionaries at three places; ``entries`` is asked anew."""
+    write_dictionary(tmp_path / "resid_post/layer_15_width_4k_l0_medium", {}, published_config(15, 4096, l0=57))
+    write_dictionary(tmp_path / "resid_post/layer_5_width_4k_l0_medium", {}, published_config(5, 4096, l0=57))
+    points = {f"hf_hook_point_{end}": f"model.layers.3.{side}_feedforward_layernorm.output"
+              for end, side in (("in", "pre"), ("out", "post"))}  # fmt: skip
+    affine = published_config(3, 2048, l0=None, type="transcoder", affine_connection=True, **points)
+    write_dictionary(tmp_path / "transcoder_all/layer_3_width_2k_l0_small_affine", {}, affine)
+    monkeypatch.setattr("gemlens.scope.starter.starter_root", lambda: tmp_path)
+    entries.cache_clear()
+    yield tmp_path
+    entries.cache_clear()
+
+
+def test_the_starters_dictionaries_are_those_that_its_package_holds(starter):
+    found = find(release="starter")
+    assert [entry.path for entry in found] == [
+        "resid_post/layer_5_width_4k_l0_medium",
+        "resid_post/layer_15_width_4k_l0_medium",
+        "transcoder_all/layer_3_width_2k_l0_small_affine",
+    ]
+    transcoder = find(model="gemma-3-270m-it", site="mlp_in", layer=3, width="2k")
+    assert transcoder == found[2:]
+    assert found[2].kind == "transcoder"
+    assert (found[1].id, found[1].width, found[1].width_name, found[1].l0) == (found[1].path, 4096, "4k", 57)
+    assert resolve("starter", found[0].path) == found[0]
+    with pytest.raises(NotFoundError, match="did you mean transcoder_all/layer_3_width_2k_l0_small_affine"):
+        resolve("starter", "transcoder/layer_3_width_2k_l0_small_affine")
+    assert [entry for entry in entries() if entry.release != "starter"] == PUBLISHED
+
+
+def test_without_the_package_nothing_of_it_is_listed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemlens_starter", None)
+    entries.cache_clear()
+    assert list(entries()) == PUBLISHED
+    entries.cache_clear()
 
 
 # Asking

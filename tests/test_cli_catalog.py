@@ -82,7 +82,7 @@ def test_without_a_filter_the_releases_are_shown(capsys):
     assert ran.code == 0
     rows = table(ran.out)
     assert {row[0] for row in rows} == {entry.release for entry in entries()}
-    assert len(rows) == len({row[0] for row in rows})
+    assert len(rows) == len({(row[0], row[3]) for row in rows})  # the starter has SAEs and transcoders
     assert ["gemma-scope-2-270m-it-res", "gemma-3-270m-it", "resid_post", "sae", "52"] in rows
     assert "--json lists everything" in ran.err
 

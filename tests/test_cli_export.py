@@ -33,7 +33,7 @@ def elsewhere(tmp_path, monkeypatch, no_token):
 
 def test_the_starters_dictionary_there_and_back(capsys):
     pytest.importorskip("gemlens_starter", reason="the starter's data is not installed: pip install ./starter")
-    assert run(capsys, "export", "starter", "--dtype", "int8", "--out", "small").code == 0
+    assert run(capsys, "export", "starter", STARTER_DICTIONARY, "--dtype", "int8", "--out", "small").code == 0
     ran = run(capsys, "export", "small", "--dtype", "float32", "--out", "large")
     assert (ran.code, ran.out) == (0, "")
     assert f"wrote large/{STARTER_DICTIONARY} (21.0 MB)" in ran.err

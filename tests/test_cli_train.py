@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,8 +57,8 @@ def arguments(world, kind="sae", **changes):
     return ["train", kind, *(str(part) for pair in given.items() if pair[1] is not None for part in pair)]
 
 
-def curves_of(path):
-    return list(csv.DictReader(Path("scope", path, "curves.csv").read_text().splitlines()))
+def curves_of(path, out="scope"):
+    return list(csv.DictReader(Path(out, path, "curves.csv").read_text().splitlines()))
 
 
 def test_what_it_trains_analyze_reads(world, capsys):
@@ -334,3 +335,91 @@ def test_a_terminal_shows_a_table(world, monkeypatch):
     shown = text.getvalue()
     for words in ("256 of 640 tokens", "left", SAE, "loss 0.2500", "L0 4.2", "FVU 0.500", "dead 25.0%"):
         assert words in shown, words
+
+
+def test_dictionaries_are_dealt_out_to_processes(world, capsys, monkeypatch):
+    """Those of one process, to the bit: as many tokens are shuffled. The first speaks, each measures its own."""
+    monkeypatch.setattr("gemlens.app.train_source._BUFFER_BYTES", 3 * 16 * 2 * 300)
+    told = {
+        "sites": "resid_post.1,resid_post.2,resid_post.3",
+        "tokens": "2k",
+        "held_out": "texts/b.txt",
+        "buffer": None,
+    }
+    assert run(capsys, *arguments(world, out="alone", **told), "--no-dead").code == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        ran = run(capsys, *arguments(world, **told), "--no-dead")
+        assert ran.code == 0, ran.err
+        assert ran.out == ""
+        assert ("shuffling 300 tokens at 2 sites" in ran.err) if rank == 0 else not ran.err
+    for layer in (1, 2, 3):
+        path = SAE.replace("3", str(layer), 1)
+        for name in ("config.json", "curves.csv", "params.safetensors"):
+            assert Path("scope", path, name).read_bytes() == Path("alone", path, name).read_bytes(), (path, name)
+        cards = [json.loads(Path(out, path, "card.json").read_text()) for out in ("scope", "alone")]
+        assert cards[0]["ce_spliced"] == cards[1]["ce_spliced"]
+    assert sorted(path.name for path in Path("scope").iterdir()) == ["checkpoint.1of2", "checkpoint.2of2", "resid_post"]
+    monkeypatch.delenv("WORLD_SIZE")
+    refused = run(capsys, *arguments(world, **told))
+    assert_refused(refused._replace(err=refused.err.splitlines(True)[-1]), "a run of 2 processes", "start as many")
+
+
+def torchrun(*arguments):
+    """Two processes, as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gemlens"]
+    known = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], env=known, capture_output=True, text=True, timeout=180)
+
+
+def test_torchrun_shares_the_features_of_one_dictionary(world, capsys):
+    """In bfloat16, with sums of halves: nearly what one process trains. Written and told of once."""
+    told = {"sites": "resid_post.3", "tokens": "1280", "held_out": "texts/b.txt"}
+    assert run(capsys, *arguments(world, out="alone", **told), "--no-dead").code == 0
+    done = torchrun(*arguments(world, **told), "--no-dead")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("1,280 of 1,280 tokens") == done.stderr.count(f"scope/{SAE}: variance explained") == 1
+    found, expected = (load_file(Path(out, SAE, "params.safetensors")) for out in ("scope", "alone"))
+    cosines = torch.cosine_similarity(found["w_dec"].float(), expected["w_dec"].float())
+    assert cosines.median() > 0.999
+    for row, other in zip(curves_of(SAE), curves_of(SAE, "alone"), strict=True):
+        assert float(row["fvu"]) == pytest.approx(float(other["fvu"]), rel=0.02)
+    for rank in (1, 2):
+        held = load_file(f"scope/checkpoint.{rank}of2/checkpoint.safetensors")
+        assert len(held[f"learner {SAE}:w_enc.0"]) == 16
+
+
+def test_dictionaries_that_do_not_go_round_are_refused(world, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert_refused(run(capsys, *arguments(world)), "WORLD_SIZE is 3, and RANK is not set; start with torchrun")
+    monkeypatch.setenv("RANK", "0")
+    assert_refused(run(capsys, *arguments(world, split="dictionaries")), "3 processes for 2 dictionaries")
+    assert not Path("scope").exists()
+
+
+def test_refitted_decoders_reconstruct_better_with_the_same_features(world, capsys):
+    made = {}
+    for name, refit in (("plain", None), ("refit", "5k")):
+        ran = run(capsys, *arguments(world, out=name, refit=refit, save_dtype="float32", sites="resid_post.3"))
+        assert ran.code == 0, ran.err
+        made[name] = load_sae(name, SAE)
+    told = json.loads(Path("refit", SAE, "training.json").read_text())
+    assert told["source"]["refit_tokens"] == 5000
+    assert told["config"] == json.loads(Path("plain", SAE, "training.json").read_text())["config"]
+    figures = {}
+    for name in made:
+        ran = run(
+            capsys, "fidelity", "--model-id", world.model, "--sae-release", name, "--sae-id", SAE,
+            "--texts", "texts/a.txt", "--export", f"{name}.json",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        figures[name] = json.loads(Path(f"{name}.json").read_text())[0]
+    assert figures["refit"]["l0"] == pytest.approx(figures["plain"]["l0"], rel=0.01)
+    assert figures["refit"]["fvu"] < figures["plain"]["fvu"]
+
+
+def test_a_clt_is_not_refitted(world, capsys):
+    ran = run(capsys, *arguments(world, "clt", layers="1,3", refit="5k"))
+    assert_refused(ran, "--refit is for SAEs and transcoders")
+    assert not Path("scope").exists()

@@ -93,6 +93,8 @@ def test_features_are_those_of_the_residuals_the_model_used(report):
     handle.remove()
     folder = starter_root() / "resid_post/layer_12_width_4k_l0_medium"
     w = {name: tensor.float() for name, tensor in load_file(folder / "params.safetensors").items()}
+    if "w_enc_scale" in w:  # int8, as docs/formats.md describes it
+        w["w_enc"] = w["w_enc"] * w["w_enc_scale"] * w["w_enc_input_scale"][:, None]
     pre = kept[0][0] @ w["w_enc"] + w["b_enc"]
     acts = torch.relu(pre) * (pre > w["threshold"])
     for position, token in enumerate(report["tokens"][1:], 1):

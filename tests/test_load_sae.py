@@ -227,6 +227,15 @@ def test_the_starter_is_a_folder_like_any_other(monkeypatch, release):
     assert "did you mean resid_post/layer_2" in refused(NotFoundError, "starter", STARTER_DICTIONARY)
 
 
+def test_a_name_of_another_category_is_suggested_first(tmp_path):
+    for layer in (5, 9, 12, 15):
+        write_dictionary(tmp_path / f"resid_post/layer_{layer}_width_4k_l0_medium", random_tensors(D, WIDTH))
+    transcoder = "transcoder_all/layer_9_width_2k_l0_small_affine"
+    write_dictionary(tmp_path / transcoder, random_tensors(D, WIDTH, skip=True))
+    message = refused(NotFoundError, tmp_path, "layer_9_width_2k_l0_small_affine", category="resid_post")
+    assert message.endswith(f"did you mean {transcoder}?")
+
+
 # Names
 
 

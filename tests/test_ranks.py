@@ -27,13 +27,13 @@ TESTS = Path(__file__).parent
 BY_FEATURE = ("w_enc", "b_enc", "w_dec", "log_threshold")
 
 
-def both(what: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+def both(what: str, folder: Path, worker: str = "ranks_worker.py") -> list[subprocess.CompletedProcess[str]]:
     """Two processes, started as torchrun starts them; it would end the second as soon as the first one fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     known = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(TESTS / "ranks_worker.py"), what, str(folder)]
+    command = [sys.executable, str(TESTS / worker), what, str(folder)]
     started = [
         subprocess.Popen(command, env={**known, "RANK": str(rank)}, text=True, stderr=subprocess.PIPE)
         for rank in range(2)

@@ -124,6 +124,7 @@ def test_features_are_those_of_the_plain_product(case, block, monkeypatch):
 def test_of_the_starter():
     """Real weights, and activations of which one dimension holds most of the energy."""
     sae = load_sae("starter", STARTER_DICTIONARY)
+    sae.encoder = DenseRows(torch.cat([block for _, block in sae.encoder.blocks()]))  # stored in fewer bits or not
     x = 150 * random(600, sae.d_in, seed=4) + sae.b_dec
     expected = plain(sae, x)
     assert len(expected.ids) > 1000

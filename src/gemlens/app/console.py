@@ -47,11 +47,11 @@ def results() -> Iterator[Console]:
         raise OutputError(f"cannot write to standard output: {reason}; free some space or write elsewhere") from error
 
 
-def notes() -> Console:
-    """A console on standard error."""
+def notes(*, quiet: bool = False) -> Console:
+    """A console on standard error; a quiet one prints nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 @contextmanager

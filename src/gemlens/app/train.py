@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from gemlens.app.console import notes, tell
+from gemlens.app.console import notes
 from gemlens.app.options import (
     DEFAULT_MODEL,
     Device,
@@ -23,16 +22,9 @@ from gemlens.app.options import (
     was_given,
 )
 from gemlens.app.output import prepared
-from gemlens.app.train_progress import Report, progress
 from gemlens.errors import InputError
 from gemlens.sites import parse_site
 from gemlens.train.config import FitConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from gemlens.scope.multilayer import MultiLayer
-    from gemlens.train.learner import Step
 
 __all__ = ["train"]
 
@@ -53,6 +45,11 @@ class SaveDtype(StrEnum):
     bfloat16 = "bfloat16"
     float32 = "float32"
     int8 = "int8"
+
+
+class Split(StrEnum):
+    dictionaries = "dictionaries"
+    features = "features"
 
 
 def train(
@@ -98,6 +95,10 @@ def train(
     decay: Annotated[
         float, typer.Option(help="Share of the steps over which the learning rate falls to 0.", metavar="FLOAT")
     ] = FitConfig.decay,
+    refit: Annotated[
+        str | None,
+        typer.Option(help="At the end, solve decoders by least squares on so many tokens: 500k.", metavar="COUNT"),
+    ] = None,
     groups: Annotated[
         str, typer.Option(help="Matryoshka: sizes below the width, e.g. 256,1024.", metavar="SIZES")
     ] = "",
@@ -138,6 +139,14 @@ def train(
         bool,
         typer.Option("--dead/--no-dead", help="With --held-out: count dead features over a million tokens, minutes."),
     ] = True,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            help="What torchrun's processes share out: dictionaries, or features, a slice of each.  [default: "
+            "dictionaries, if there are as many]",
+            metavar="NAME",
+        ),
+    ] = None,
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write scalars for TensorBoard here.", metavar="FOLDER")
     ] = None,
@@ -170,79 +179,35 @@ def train(
 
     configs = named([FitConfig(**fixed, **place) for place in _places(kind, sites, layers)], _category(category))
     held = None if buffer is None else parse_count("--buffer", buffer)
+    refitted = None if refit is None else parse_count("--refit", refit)
+    if refitted and kind is Kind.clt:
+        raise InputError("--refit is for SAEs and transcoders; a CLT's layers write together and keep their decoders")
     check_model(model_id)
+    from gemlens.app.train_run import processes, run
     from gemlens.app.train_source import from_store, from_texts
     from gemlens.data.corpus import documents
 
     test = documents([path.expanduser() for path in held_out or []])
-    out, console = out.expanduser(), notes()
+    ranks, own = processes(configs, split and split.value)
+    out, console = out.expanduser(), notes(quiet=ranks.rank > 0)
     with prepared("--out", out, ["checkpoint.safetensors"]):
         if store is not None:
             only_texts = [name for name in ("row_length", "passes", "dtype", "model_id") if was_given(context, name)]
             if only_texts:
                 option = only_texts[0].replace("_", "-")
                 raise InputError(f"--{option} goes with --texts; what a store was made with stands in its manifest")
-            source = from_store(store.expanduser(), configs, held, device=device.value)
+            source = from_store(store.expanduser(), own, held, device=device.value)
         else:
             files = documents([path.expanduser() for path in texts or []])
             source = from_texts(
-                console, files, test, configs, held,
+                console, files, test, configs, own, held,
                 model_id=model_id, device=device.value, dtype=dtype.value, row_length=row_length, passes=passes,
             )  # fmt: skip
-        import torch
-
-        from gemlens.app.train_results import write_results
-        from gemlens.scope.sae import SAE
-        from gemlens.train.checkpoint import CHECKPOINT
-        from gemlens.train.run import train as run
-
-        exact: dict[str, SAE] = {}  # to measure what int8 costs
-
-        def keep(path: str, dictionary: SAE | MultiLayer) -> None:
-            if save_dtype is SaveDtype.int8 and test and isinstance(dictionary, SAE):
-                exact[path] = dictionary
-
-        with _reporting(console, configs, tensorboard) as report:
-            try:
-                trained = run(
-                    source.stream,
-                    configs,
-                    out,
-                    source=source.about,
-                    model_name=source.model_name,
-                    save_dtype=getattr(torch, save_dtype.value),
-                    device=source.device,
-                    report=report,
-                    say=lambda line: tell(console, line),
-                    finished=keep,
-                )
-            except (KeyboardInterrupt, SystemExit):
-                kept = (out / CHECKPOINT).exists()
-                tell(
-                    console, f"stopped{'; the same command goes on there' if kept else ' before a checkpoint was due'}"
-                )
-                raise
-        write_results(console, out, trained, source, test, exact=exact, device=device.value, dead=dead)
-
-
-@contextmanager
-def _reporting(console: Console, configs: dict[str, FitConfig], tensorboard: Path | None) -> Iterator[Report]:
-    with ExitStack() as stack:
-        add = None
-        if tensorboard is not None:
-            from gemlens.external.tensorboard import scalars
-
-            add = stack.enter_context(scalars(tensorboard.expanduser()))
-        show = stack.enter_context(progress(console, configs))
-
-        def report(steps: Mapping[str, Step]) -> None:
-            show(steps)
-            if add is not None:
-                for path, at in steps.items():
-                    values = {"loss": at.loss, "fvu": at.fvu, "l0": at.l0, "dead": float(at.dead)}
-                    add({f"{path}/{name}": value for name, value in values.items()}, at.step)
-
-        yield report
+        run(
+            console, source, configs, out, test,
+            ranks=ranks, save_dtype=save_dtype.value, device=device.value, refit=refitted, dead=dead,
+            tensorboard=tensorboard,
+        )  # fmt: skip
 
 
 def _places(kind: Kind, sites: str | None, layers: str | None) -> list[dict[str, Any]]:

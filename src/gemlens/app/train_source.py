@@ -50,6 +50,7 @@ def from_texts(
     files: list[Text],
     held_out: list[Text],
     configs: Mapping[str, FitConfig],
+    own: Mapping[str, FitConfig],
     buffer: int | None,
     *,
     model_id: str,
@@ -59,6 +60,10 @@ def from_texts(
     passes: int,
 ) -> Source:
     """A live model that reads the texts ``passes`` times, each time in another order.
+
+    Args:
+        configs: of all processes: as many tokens are shuffled as if this one trained them all.
+        own: those that this process trains, whose sites are read.
 
     Raises:
         InputError: fewer than one pass, rows longer than the model's context, or no text but the held-out.
@@ -82,12 +87,13 @@ def from_texts(
 
     if not 2 <= row_length <= model.context:
         raise InputError(f"--row-length {row_length}: take 2 to {model.context} tokens, BOS among them")
-    first, sites = _first(configs), _sites(configs)
-    for site in sites:
+    first, sites, bytes_at = _first(configs), _sites(own), {}
+    for site in _sites(configs):
         module_at(model, site)
-    token_bytes = sum(site_width(model, site) for site in sites) * model.dtype.itemsize
-    held = buffer or max(first.batch, min(_BUFFER, _BUFFER_BYTES // token_bytes))
-    tell(console, f"shuffling {held:,} tokens at {len(sites)} sites, {held * token_bytes / 1e6:,.1f} MB")
+        bytes_at[site] = site_width(model, site) * model.dtype.itemsize
+    held = buffer or max(first.batch, min(_BUFFER, _BUFFER_BYTES // sum(bytes_at.values())))
+    size = held * sum(bytes_at[site] for site in sites)
+    tell(console, f"shuffling {held:,} tokens at {len(sites)} sites, {size / 1e6:,.1f} MB")
 
     def rows() -> Iterator[NDArray[np.int64]]:
         for seed in range(first.seed, first.seed + passes):

@@ -1,4 +1,5 @@
 """Every published dictionary under SAELens' names, without asking anybody: rules here, numbers in ``catalog_table``.
+The starter's, where it is installed, stand among them.
 
     release                              id                               path in the hub repository
     gemma-scope-2-270m-it-res            layer_12_width_16k_l0_small      resid_post/layer_12_width_16k_l0_small
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from gemlens.errors import InputError, NotFoundError, nearest
 from gemlens.scope import catalog_table as table
+from gemlens.scope.starter import starter_entries
 
 __all__ = ["Entry", "entries", "find", "neuronpedia_id", "resolve"]
 
@@ -31,12 +33,12 @@ class Entry:
     """One name of one dictionary; a canonical name and the full one are two entries with one path."""
 
     release: str
-    """SAELens' name of the release; for CLTs and crosscoders, which it does not list, gemlens' own."""
+    """SAELens' name of the release; for CLTs and crosscoders, which it does not list, gemlens' own; ``starter``."""
     id: str
     path: str
     """Folder inside the repository."""
     repo: str
-    """Hub repository."""
+    """Hub repository, or ``starter``."""
     model: str
     """As SAELens lists it: ``gemma-2-2b``, ``google/gemma-3-270m-it``."""
     site: str
@@ -63,8 +65,8 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """All of them, Gemma Scope 1 first."""
-    return (*_gemma_scope_1(), *_gemma_scope_2(), *_several_layers())
+    """All of them, Gemma Scope 1 first, the starter's last."""
+    return (*_gemma_scope_1(), *_gemma_scope_2(), *_several_layers(), *starter_entries())
 
 
 def find(

@@ -2,11 +2,12 @@
 
     row f = codes[f] * scale[f] * columns
 
-``scale`` puts the largest size of a row at code 127. ``columns``, where there are any, first brings the dimensions of
-the row closer together. An encoder needs that: one dimension of Gemma's residual stream holds most of its energy, the
-encoder's weights for it are small, and half a step of error in them would be multiplied by thousands. ``columns`` is
-the square root of a column's mean size, not that size itself: the few features whose largest weight lies in such a
-column would lose much of the others to it. SmoothQuant (arXiv:2211.10438) halves the way between two matrices alike.
+``scale`` puts the largest size of a row at code 127. ``columns`` first brings the dimensions of the row closer
+together. An encoder needs that: one dimension of Gemma's residual stream holds most of its energy, its weights
+for it are small, and half a step of error in them would be multiplied by thousands. A decoder and a skip need it where
+what they write is of very different sizes: the model's next norm may make most of the small ones. ``columns`` is the
+square root of a column's mean size, not that size itself: the few features whose largest weight lies in such a column
+would lose much of the others to it. SmoothQuant (arXiv:2211.10438) halves the way between two matrices alike.
 """
 
 from __future__ import annotations
@@ -70,19 +71,13 @@ class Int8Rows(Rows):
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def quantize(weights: Rows, *, by_column: bool = False) -> Int8Rows:
-    """The nearest int8 rows to finite ones: off by at most half of ``scale[f] * columns[i]``.
-
-    Args:
-        by_column: even out the dimensions first, for encoders.
-    """
-    columns = None
-    if by_column:
-        sums = torch.stack([block.float().abs().sum(dim=0) for _, block in weights.blocks()])
-        columns = _positive((sums.sum(dim=0) / weights.width).sqrt())
+def quantize(weights: Rows) -> Int8Rows:
+    """The nearest int8 rows to finite ones: off by at most half of ``scale[f] * columns[i]``."""
+    sums = torch.stack([block.abs().sum(dim=0, dtype=torch.float64) for _, block in weights.blocks()])
+    columns = _positive((sums.sum(dim=0) / weights.width).sqrt().float())
     codes, scales = [], []
     for _, block in weights.blocks():
-        rows = block.float() if columns is None else block.float() / columns
+        rows = block.float() / columns
         # Clipping each row's largest where that lowers its squared error changes nothing: no row has such outliers.
         scale = _positive(rows.abs().amax(dim=1) / _MOST)
         codes.append((rows / scale[:, None]).round_().clamp_(-_MOST, _MOST).to(torch.int8))

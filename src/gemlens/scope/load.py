@@ -180,7 +180,9 @@ def _in_folder(release: str, root: Path, paths: list[str], *, over_layers: bool 
         return _the_one(release, root, path or inside, inside, _formats_of(root, inside), over_layers=over_layers)
     if not path and there:
         raise NotFoundError(f"{release} holds several dictionaries; name one: {_listed(there)}")
-    raise NotFoundError(f"{release} holds no dictionary {path!r}; {nearest(path, there)}")
+    # The same name in another category is meant, however much else lies in this one.
+    same = [each for each in there if each.rpartition("/")[2] == path.rpartition("/")[2]]
+    raise NotFoundError(f"{release} holds no dictionary {path!r}; {nearest(path, same or there)}")
 
 
 def _formats_of(root: Path, path: str) -> list[Format]:

@@ -17,7 +17,7 @@ from gemlens.errors import GemlensError, InputError, OutputError
 from gemlens.scope.activation import JumpReLU
 from gemlens.scope.formats.gemma_scope_2 import LAYOUT
 from gemlens.scope.formats.gemma_scope_2_layers import sites_of
-from gemlens.scope.formats.int8 import INPUT_SCALE, scale_name
+from gemlens.scope.formats.int8 import column_scale_name, scale_name
 from gemlens.scope.int8 import Int8Rows, quantize
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows, Rows
@@ -160,7 +160,7 @@ def _write_tensors(
     stored = {LAYOUT.names[ours]: tensor.to(small) for ours, tensor in tensors.items()}
     for ours, rows in matrices.items():
         for name, tensor in _matrix(LAYOUT.names[ours], rows, dtype).items():
-            if ours == "decoder" and outputs is not None:
+            if ours == "decoder" and outputs is not None and name != column_scale_name(LAYOUT.names[ours]):
                 # Codes of 0 need a scale above 0 beside them.
                 tensor = _by_output(tensor, outputs, first, empty=0 if name == LAYOUT.names[ours] else 1)
             stored[name] = tensor.T if name in _TRANSPOSED else tensor
@@ -177,9 +177,9 @@ def _matrix(name: str, rows: Rows, dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: torch.cat([block.to(dtype) for _, block in rows.blocks()])}
     # What is int8 already stays what it is, to the bit.
     if not isinstance(rows, Int8Rows):
-        rows = quantize(rows, by_column=name == LAYOUT.names["encoder"])
+        rows = quantize(rows)
     stored = {name: rows.codes, scale_name(name): rows.scale.float()}
-    return stored if rows.columns is None else stored | {INPUT_SCALE: rows.columns.float()}
+    return stored if rows.columns is None else stored | {column_scale_name(name): rows.columns.float()}
 
 
 def _by_output(tensor: Tensor, outputs: int, first: int, *, empty: int) -> Tensor:

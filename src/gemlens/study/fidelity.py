@@ -45,7 +45,6 @@ __all__ = [
     "VARIANCE_ROWS",
     "above_clean",
     "activities_on",
-    "activity_on",
     "fidelities",
     "fidelity",
     "rows_of",
@@ -158,13 +157,6 @@ def some_rows(model: Model, texts: Iterable[str], most: int) -> Tensor:
 def rows_of(model: Model, texts: Iterable[str], length: int = LENGTH) -> Iterable[NDArray[np.int64]]:
     """Documents as rows of ``length`` token ids, BOS first."""
     return pack(texts, partial(encode_documents, model), bos=model.bos, length=length)
-
-
-def activity_on(
-    model: Model, dictionary: SAE, mix: Iterable[str], report: Callable[[int], None] = lambda _done: None
-) -> Activity:
-    """How often and how strongly each feature fires on the first million tokens of ``mix``."""
-    return activities_on(model, [dictionary], mix, report)[0]
 
 
 def activities_on(

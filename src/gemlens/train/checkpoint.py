@@ -17,7 +17,7 @@ from torch import Tensor
 from gemlens.errors import InputError, WeightsError
 from gemlens.files import told, whole
 
-__all__ = ["CHECKPOINT", "Checkpoint", "check_same", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "Checkpoint", "State", "check_same", "read_checkpoint", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = 1

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gemlens.errors import InputError, NetworkError
-from gemlens.train.ranks import Alone, Ranks
+from gemlens.train.ranks import Alone, Ranks, place_from_environment
 
-__all__ = ["TIMEOUT_S", "Distributed", "ranks_from_environment"]
+__all__ = ["TIMEOUT_S", "Distributed", "ranks_from_environment", "take_device"]
 
 TIMEOUT_S = 600.0
 """How long a process waits for the others. One may be saving a checkpoint, or reading a slow disk."""
@@ -88,12 +88,18 @@ def ranks_from_environment(timeout_s: float = TIMEOUT_S) -> Ranks:
         InputError: the environment speaks of several processes, and not of how to find them.
         NetworkError: they do not find one another in time.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if place_from_environment().size < 2:
         return Alone()
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set; start with torchrun")
     _join(timeout_s)
     return Distributed(timeout_s)
+
+
+def take_device() -> None:
+    """Of the GPUs of this machine, if there are any, make one this process's own."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _join(timeout_s: float) -> None:
@@ -108,7 +114,7 @@ def _join(timeout_s: float) -> None:
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    take_device()
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:

@@ -6,7 +6,10 @@
    own goes on there; on the same machine the result is that of an unbroken one, to the bit.
 4. At the end, a folder for each dictionary.
 
-    FOLDER/checkpoint.safetensors
+Several processes share a run in one of two ways: whole dictionaries are dealt out, and nothing is sent; or each holds a
+slice of every dictionary's features, and they stop, save and go on together.
+
+    FOLDER/checkpoint.safetensors                        of several processes, see ``run_folder``
     FOLDER/resid_post/layer_5_width_4k_l0_medium/config.json, params.safetensors, training.json, curves.csv
 """
 
@@ -22,20 +25,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemlens.errors import InputError, OutputError, WeightsError
+from gemlens.errors import InputError, WeightsError
 from gemlens.files import check_folder
 from gemlens.records import Training
 from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
-from gemlens.train.checkpoint import CHECKPOINT, Checkpoint, check_same, read_checkpoint, write_checkpoint
+from gemlens.train.checkpoint import Checkpoint, check_same
 from gemlens.train.config import FitConfig
 from gemlens.train.curves import Recorder
 from gemlens.train.fit import SAMPLE
 from gemlens.train.learner import Learner, Step
 from gemlens.train.names import info_of, named
 from gemlens.train.outputs import write_dictionary
-from gemlens.train.signals import held_back
+from gemlens.train.ranks import Alone, Place, Ranks, dealt
+from gemlens.train.run_folder import RunFolder
+from gemlens.train.signals import held_back, leave
 from gemlens.train.stream import BatchStream
 
 __all__ = ["train"]
@@ -56,6 +61,7 @@ def train(
     save_dtype: torch.dtype = torch.bfloat16,
     checkpoint_every: float = 600,
     device: torch.device | str = "cpu",
+    ranks: Ranks | Place | None = None,
     report: Callable[[Mapping[str, Step]], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     finished: Callable[[str, SAE | MultiLayer], None] = lambda _path, _dictionary: None,
@@ -70,34 +76,41 @@ def train(
         save_dtype: of the stored weights.
         checkpoint_every: seconds.
         device: where the dictionaries learn, and to which batches are brought.
+        ranks: processes that share the features of every dictionary, each given the same stream. Or which of several
+            processes this one is: then it trains its share of the dictionaries (``dealt``), and reads no other sites.
         report: called after every step, with where each dictionary stands that learned from it, by path.
         say: called with a line for a person to read, now and then.
         finished: called at the end with each path and its dictionary, float32, which is stored as ``save_dtype``.
 
+    Returns:
+        Of each dictionary that this process wrote; of shared ones, the first process writes all.
+
     Raises:
         InputError: the stream ends before the tokens asked for, or is empty, or lacks a site; a checkpoint of other
-            settings.
+            settings, or of another number of processes; fewer dictionaries or features than processes.
+        NetworkError: another process that shares the features ended; the checkpoint stays.
         WeightsError: a loss is no longer finite; the checkpoint before it stays. Or a damaged checkpoint.
         OutputError: the folder holds other files, or cannot be written; an older checkpoint stays.
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after a checkpoint.
     """
     by_path = dict(configs) if isinstance(configs, Mapping) else named(configs)
-    run = _Run(stream, by_path, check_folder(folder), dict(source or {}), model_name, device)
+    run = _Run(stream, by_path, check_folder(folder), dict(source or {}), model_name, device, ranks or Place())
     run.take_up(say)
     with held_back(say) as asked:
         saved = time.monotonic()
         for batch in run.batches():
             report(run.step(batch))
+            stop, due = run.agreed(asked.signal or 0, time.monotonic() - saved >= checkpoint_every)
             if run.waiting:  # of the sample: the stream is ahead of the dictionaries, and little is lost
-                if asked:
-                    asked.leave()
+                if stop:
+                    leave(stop)
                 continue
-            if asked or time.monotonic() - saved >= checkpoint_every:
+            if stop or due:
                 run.save()
                 saved = time.monotonic()
                 say(f"checkpoint at {run.tokens:,} tokens")
-            if asked:
-                asked.leave()
+            if stop:
+                leave(stop)
         run.save()
         run.check_complete()
         return run.write(save_dtype, finished)
@@ -114,13 +127,15 @@ class _Run:
         source: dict[str, Any],
         model_name: str | None,
         device: torch.device | str,
+        ranks: Ranks | Place,
     ) -> None:
         if not configs:
             raise InputError("there is nothing to train; give at least one config")
         sizes = sorted({config.batch for config in configs.values()})
         if len(sizes) > 1:
             raise InputError(f"batches of {sizes[0]} and {sizes[1]} tokens in one run; one stream gives one size")
-        self._stream, self._configs, self._folder, self._device = stream, configs, folder, device
+        self._ranks: Ranks = Alone() if isinstance(ranks, Place) else ranks
+        self._kept_in = RunFolder(folder, Place(ranks.rank, ranks.size), self._ranks)
         # A model of this machine is told apart by its path, which is nobody's business in what is passed on.
         self._source = source | ({"model": model_name} if model_name else {})
         self._about = {
@@ -128,6 +143,12 @@ class _Run:
             "paths": list(configs),
             "source": source,
         }
+        if ranks.size > 1:
+            self._about["split"] = "dictionaries" if isinstance(ranks, Place) else "features"
+        self._sites = len({site for config in configs.values() for site in config.sites_read + config.sites_written})
+        if isinstance(ranks, Place):
+            configs = dealt(configs, ranks)
+        self._stream, self._configs, self._folder, self._device = stream, configs, folder, device
         self._infos = {path: info_of(each, path, folder.name, model_name) for path, each in configs.items()}
         self._learners: dict[str, Learner] = {}
         self._recorders = {path: Recorder(config) for path, config in configs.items()}
@@ -151,16 +172,10 @@ class _Run:
 
     def take_up(self, say: Callable[[str], None]) -> None:
         """Go on from the folder's checkpoint, if there is one; else the folder has to be empty."""
-        path = self._folder / CHECKPOINT
-        for left_over in self._folder.glob(".gemlens-*.tmp"):  # of a run that was killed while it wrote
-            left_over.unlink()
-        checkpoint = read_checkpoint(path)
+        checkpoint = self._kept_in.read()
         if checkpoint is None:
-            if other := next(self._folder.iterdir(), None):
-                raise OutputError(
-                    f"{self._folder} holds other files, {other.name} among them; name a new or empty folder"
-                )
             return
+        path = self._kept_in.path
         check_same(path, checkpoint.about, self._about)
         self._restore(checkpoint)
         say(f"going on at {self.tokens:,} tokens, from {path}")
@@ -189,6 +204,11 @@ class _Run:
         self._steps += 1
         return reached
 
+    def agreed(self, signal: int, due: bool) -> tuple[int, bool]:
+        """Which signal any of the processes was given, and whether for any a checkpoint is due: they act together."""
+        told = self._ranks.gather(torch.tensor([[signal, due]])).amax(dim=0)
+        return int(told[0]), bool(told[1])
+
     def save(self) -> None:
         """Write a checkpoint; of a run that is done, without the stream's buffer."""
         now = time.monotonic()
@@ -198,7 +218,7 @@ class _Run:
             parts |= {f"learner {path}": learner.state(), f"curves {path}": self._recorders[path].state()}
         if self._steps < self._last:
             parts["stream"] = self._stream.state()
-        write_checkpoint(self._folder / CHECKPOINT, self._about, parts)
+        self._kept_in.write(self._about, parts)
         self._saved = self._steps
 
     def check_complete(self) -> None:
@@ -212,7 +232,9 @@ class _Run:
     def write(self, dtype: torch.dtype, finished: Callable[[str, SAE | MultiLayer], None]) -> list[Training]:
         written = []
         for path, learner in self._learners.items():
-            dictionary = learner.finish()
+            dictionary = learner.finish()  # by all processes together
+            if self._ranks.rank:
+                continue
             training = write_dictionary(
                 self._folder / path,
                 dictionary,
@@ -239,7 +261,8 @@ class _Run:
         for batch in islice(batches, wanted):
             self.waiting.append(batch)
             held += sum(tensor.nbytes for tensor in batch.values())
-            if held >= SAMPLE_BYTES:
+            # As much as one process takes, for all of them: whichever of the sites are read here.
+            if held * max(self._sites, len(batch)) >= SAMPLE_BYTES * len(batch):
                 break
         if not self.waiting:
             raise InputError("there are no activations to train on; the corpus is empty or fills no batch")
@@ -250,7 +273,7 @@ class _Run:
         return len(self.waiting)
 
     def _learner(self, path: str, sample: Batch) -> Learner:
-        return Learner(self._configs[path], sample, self._infos[path], device=self._device)
+        return Learner(self._configs[path], sample, self._infos[path], device=self._device, ranks=self._ranks)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         parts = checkpoint.parts

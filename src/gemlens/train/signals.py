@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["Asked", "held_back"]
+__all__ = ["Asked", "held_back", "leave"]
 
 
 class Asked:
@@ -18,14 +18,12 @@ class Asked:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
 
-    def leave(self) -> None:
-        """End as the signal would have ended the process."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + (self.signal or 0))
+def leave(number: int) -> NoReturn:
+    """End as the signal would have ended the process."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Gemma Scope 2's tensors with their matrices in int8, gemlens' own addition: ``quantized: int8`` in ``config.json``.
 
     w_enc                   int8, times w_enc_scale [F] (one a feature) and w_enc_input_scale [d_in]
-    w_dec                   int8, times w_dec_scale [F], or [F, layers] where a feature writes several layers
-    affine_skip_connection  int8, times affine_skip_connection_scale [d_in]
+    w_dec                   int8, times w_dec_scale [F], or [F, layers] where a feature writes several layers, and
+                            w_dec_output_scale [d_out]
+    affine_skip_connection  int8, times affine_skip_connection_scale [d_in] and affine_skip_connection_output_scale
 
-Scales are float32 and above 0; all other tensors are as without ``quantized``. ``w_enc_input_scale`` may be missing.
+Scales are float32 and above 0; all other tensors are as without ``quantized``. The scales of inputs and outputs may be
+missing.
 Tensors and config have to agree: int8 read as whole numbers would make another dictionary.
 """
 
@@ -21,9 +23,9 @@ from gemlens.scope.int8 import Int8Rows
 from gemlens.scope.rows import DenseRows, Rows
 from gemlens.scope.weights import TensorFile, check_shapes
 
-__all__ = ["INPUT_SCALE", "Weights", "is_quantized", "read_weights", "scale_name"]
+__all__ = ["Weights", "column_scale_name", "is_quantized", "read_weights", "scale_name"]
 
-INPUT_SCALE = "w_enc_input_scale"
+_ENCODER = "w_enc"
 _CODES = "I8"
 """What safetensors calls int8."""
 _QUANTIZED = frozenset({"encoder", "decoder", "skip"})
@@ -42,6 +44,11 @@ class Weights(NamedTuple):
 def scale_name(name: str) -> str:
     """What the scale of a tensor is called."""
     return f"{name}_scale"
+
+
+def column_scale_name(name: str) -> str:
+    """What the scale of its columns is called."""
+    return f"{name}_input_scale" if name == _ENCODER else f"{name}_output_scale"
 
 
 def is_quantized(config: dict[str, Any], where: str) -> bool:
@@ -95,8 +102,8 @@ def _rows(file: TensorFile, name: str, codes: Tensor, to: Target, outputs: int |
     """The rows of one matrix, codes [..., d] by our orientation."""
     scale = _scale(file, scale_name(name), (len(codes), *([] if outputs is None else [outputs])), to, first)
     columns = None
-    if f"{name}_input_scale" == INPUT_SCALE and INPUT_SCALE in file.tensors:
-        columns = _scale(file, INPUT_SCALE, codes.shape[-1:], to)
+    if (column_name := column_scale_name(name)) in file.tensors:
+        columns = _scale(file, column_name, codes.shape[-1:], to)
     largest = -torch.iinfo(torch.int8).min * scale.max() * (1 if columns is None else columns.max())
     if not largest <= torch.finfo(to.dtype).max:
         kind = str(to.dtype).removeprefix("torch.")
