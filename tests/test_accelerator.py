@@ -11,6 +11,7 @@ from gemlens.scope.load import load_sae
 from gemlens.sites import parse_site
 from gemlens.study.analyze import analyze, analyze_many
 from gemlens.study.fidelity import fidelity, rows_of
+from gemlens.study.set_fidelity import set_fidelity
 from gemlens.train import run as run_module
 from gemlens.train.checkpoint import CHECKPOINT
 from gemlens.train.fit import fit
@@ -18,7 +19,7 @@ from gemlens.train.learner import Learner
 from gemlens.train.run import train
 from gemlens.train.stream import ShuffledStream, harvest
 from planted import decoder, directions, planted, recovered, small
-from tiny import random_tensors, tiny_model_folder, write_dictionary
+from tiny import random_clt, random_tensors, random_transcoders, tiny_model_folder, write_dictionary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 TEXT = ["the cat and the dog sat in the sun. ", "then the man sang and the hat fell in the sand. "] * 150
@@ -56,6 +57,18 @@ def test_fidelity_is_that_of_the_cpu(both):
     for name in ("l0", "fvu", "cosine", "ce_clean", "ce_recovered", "ce_recovered_mean"):
         assert getattr(cuda, name) == pytest.approx(getattr(cpu, name), rel=1e-3), name
     assert (cuda.dead, cuda.silent) == (cpu.dead, cpu.silent)
+
+
+@pytest.mark.parametrize("make", [random_transcoders, random_clt])
+def test_all_transcoders_at_once_are_those_of_the_cpu(both, make):
+    cpu, cuda = (set_fidelity(model, _on(make(model), model.device), TEXT) for model, _ in both)
+    for name in ("kl", "agreement", "ce_clean"):
+        assert getattr(cuda, name) == pytest.approx(getattr(cpu, name), rel=1e-2), name
+    assert max(cpu.logit_error, cuda.logit_error) <= 1e-4
+
+
+def _on(transcoders, device):
+    return [each.to(device) for each in transcoders] if isinstance(transcoders, list) else transcoders.to(device)
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "topk"])

@@ -74,8 +74,9 @@ def test_a_clt_is_measured_where_it_writes(model, tokens):
         assert found[layer].dictionary.width == 30
 
 
-def test_a_site_with_a_large_mean_and_outliers_is_measured_exactly(model, tokens):
-    """Streamed sums must not cancel: float64 over everything says the same."""
+def test_a_site_with_a_large_mean_and_outliers_is_measured_exactly(tokens, monkeypatch):
+    """Sums over several passes must not cancel: float64 over everything says the same."""
+    monkeypatch.setattr("gemlens.study.reconstruction._TOGETHER", 3)
     loud = tiny_gemma()
     with torch.no_grad():
         loud.backbone.embed_tokens.weight += 1000.0
@@ -95,6 +96,8 @@ def test_a_site_with_a_large_mean_and_outliers_is_measured_exactly(model, tokens
     tutorial = 1 - error.sum() / x.numel() / x.var()
     assert result.variance_explained_tutorial == pytest.approx(float(tutorial), rel=1e-6)
     assert result.norm_max_over_median == pytest.approx(float(norm.max() / norm.median()))
+    by_mean = loss_plainly(loud, tokens, loud.backbone.layers[0], x.mean(0).float().expand(*tokens.shape, 16)).mean()
+    assert result.mean_ablated.ce == pytest.approx(float(by_mean), rel=1e-5)
 
 
 def test_the_density_is_a_count_of_features_by_frequency(model, tokens):

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
-    from gemlens.study.fidelity import fidelity
+    from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.quantization import quantization_cost
+    from gemlens.study.set_fidelity import set_fidelity
     from gemlens.train.config import FitConfig
     from gemlens.train.fit import fit
 
@@ -66,6 +67,7 @@ __all__ = [
     "__version__",
     "analyze",
     "analyze_many",
+    "fidelities",
     "fidelity",
     "fit",
     "load_clt",
@@ -77,6 +79,7 @@ __all__ = [
     "quantization_cost",
     "save_multilayer",
     "save_sae",
+    "set_fidelity",
     "to_html",
     "to_json",
     "to_jsonl",
@@ -106,8 +109,9 @@ _HOME = {
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
-    "study.fidelity": ["fidelity"],
+    "study.fidelity": ["fidelities", "fidelity"],
     "study.quantization": ["quantization_cost"],
+    "study.set_fidelity": ["set_fidelity"],
     "train.config": ["FitConfig"],
     "train.fit": ["fit"],
 }
