@@ -5,8 +5,8 @@
 # make bench         gemlens beside its peers, in an environment of theirs: equality, then times; docs/performance.md
 #                    ROWS="encode decode" times these rows alone, REPEAT=1 tries them and writes nothing
 # make starter       train what the starter ships, from nothing, into outputs/starter; OUT= names another folder.
-#                    TEXTS=FOLDER HELD_OUT=FILE TOKENS=4M PASSES=1 say on what. Without TEXTS it is a trial, on the
-#                    little text that comes with the tests, of TOKENS=50k
+#                    TEXTS=FOLDER HELD_OUT=FILE say on what, TOKENS=2M PASSES=1 how long. Without TEXTS it is a trial,
+#                    of 50k tokens of the little text that comes with the tests
 # make clean         remove the environments and outputs
 
 PYTHON ?= python3
@@ -38,20 +38,21 @@ check: $(VENV)/.installed-dev
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
 
-TOKENS ?= $(if $(TEXTS),16M,50k)
+OUT ?= outputs/starter
 PASSES ?= $(if $(TEXTS),3,1)
 REFIT ?= $(if $(TEXTS),1.5M,20k)
-OUT ?= outputs/starter
 # A folder for each run, where the same command goes on after a stop. Its name is the release's in what is written.
 RUNS = $(OUT).runs
 TRAIN = $(BIN)/gemlens train
-LIKE = --model-id starter --texts $(or $(TEXTS),tests/texts/trial.txt) $(addprefix --held-out ,$(HELD_OUT)) \
-  --tokens $(TOKENS) --passes $(PASSES) --batch 2048 --lr 0.002 --refit $(REFIT) --save-dtype int8
+FROM = --model-id starter --texts $(or $(TEXTS),tests/texts/trial.txt) $(addprefix --held-out ,$(HELD_OUT)) \
+  --passes $(PASSES) --tokens $(or $(TOKENS),$(if $(TEXTS),$(1),50k))
+LIKE = --batch 2048 --lr 0.002 --refit $(REFIT) --save-dtype int8
 
 starter: $(VENV)/.installed
 	$(if $(filter $(CURDIR)/starter/%,$(abspath $(OUT))/),$(error OUT=$(OUT) is where the shipped ones lie; name another))
-	$(TRAIN) sae $(LIKE) --sites resid_post.5,resid_post.9,resid_post.12,resid_post.15 --l0 55 --out $(RUNS)/sae/starter
-	$(TRAIN) transcoder $(LIKE) --layers 0-17 --width 2048 --l0 17 --skip --category transcoder_all \
+	$(TRAIN) sae $(call FROM,16M) --sites resid_post.5,resid_post.9,resid_post.12,resid_post.15 --l0 55 $(LIKE) \
+	  --out $(RUNS)/sae/starter
+	$(TRAIN) transcoder $(call FROM,14M) --layers 0-17 --width 2048 --l0 17 --skip --category transcoder_all $(LIKE) \
 	  --out $(RUNS)/transcoder/starter
 	mkdir -p $(OUT)
 	cp -R $(RUNS)/sae/starter/resid_post $(RUNS)/transcoder/starter/transcoder_all $(OUT)

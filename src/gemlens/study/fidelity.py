@@ -165,7 +165,7 @@ def activities_on(
     mix: Iterable[str],
     report: Callable[[int], None] = lambda _done: None,
 ) -> list[Activity]:
-    """The same of every output of several dictionaries, from one pass."""
+    """How often and how strongly the features of each output fire on the first million tokens of ``mix``."""
     sites = sorted({part.reads for dictionary in dictionaries for part in outputs(dictionary)})
     return activities(dictionaries, activation_stream(model, rows_of(model, mix), sites), DEAD_TOKENS, report=report)
 
