@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemlens.errors import InputError, OutputError, WeightsError
-from gemlens.scope.int8 import Int8Rows, quantize
+from gemlens.scope.int8 import OUTPUT_POWER, Int8Rows, quantize
 from gemlens.scope.load import load_clt, load_crosscoder, load_sae, load_transcoder
 from gemlens.scope.rows import DenseRows
 from gemlens.scope.save import save_multilayer, save_sae
@@ -49,7 +49,7 @@ def test_int8_changes_the_matrices_by_half_a_step_and_nothing_else(saved):
     assert isinstance(back.encoder, Int8Rows)
     assert 0.4 < half_steps(back.encoder, exact["w_enc"].T) <= 0.5001
     assert 0.4 < half_steps(back.decoder, exact["w_dec"]) <= 0.5001
-    skip = quantize(DenseRows(exact["affine_skip_connection"]))
+    skip = quantize(DenseRows(exact["affine_skip_connection"]), power=OUTPUT_POWER)
     assert 0.4 < half_steps(skip, exact["affine_skip_connection"]) <= 0.5001
     torch.testing.assert_close(back.skip, whole(skip), rtol=1e-6, atol=0)
     assert all(torch.equal(getattr(back, name), exact[name]) for name in SMALL)
@@ -218,6 +218,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_quantising_zeros_and_the_smallest_numbers():
     for value in (0.0, 1e-44, 3e38):
-        rows = quantize(DenseRows(torch.full((3, D), value)))
+        rows = quantize(DenseRows(torch.full((3, D), value)), power=0.5)
         assert whole(rows).isfinite().all()
         assert (whole(rows) - value).abs().max() <= max(1e-38, value * 1e-6)

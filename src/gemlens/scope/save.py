@@ -18,7 +18,7 @@ from gemlens.scope.activation import JumpReLU
 from gemlens.scope.formats.gemma_scope_2 import LAYOUT
 from gemlens.scope.formats.gemma_scope_2_layers import sites_of
 from gemlens.scope.formats.int8 import column_scale_name, scale_name
-from gemlens.scope.int8 import Int8Rows, quantize
+from gemlens.scope.int8 import ENCODER_POWER, OUTPUT_POWER, Int8Rows, quantize
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.rows import DenseRows, Rows
 from gemlens.scope.sae import SAE
@@ -177,7 +177,7 @@ def _matrix(name: str, rows: Rows, dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: torch.cat([block.to(dtype) for _, block in rows.blocks()])}
     # What is int8 already stays what it is, to the bit.
     if not isinstance(rows, Int8Rows):
-        rows = quantize(rows)
+        rows = quantize(rows, power=ENCODER_POWER if name == LAYOUT.names["encoder"] else OUTPUT_POWER)
     stored = {name: rows.codes, scale_name(name): rows.scale.float()}
     return stored if rows.columns is None else stored | {column_scale_name(name): rows.columns.float()}
 
