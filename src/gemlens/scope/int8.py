@@ -23,8 +23,7 @@ __all__ = ["ENCODER_POWER", "OUTPUT_POWER", "Int8Rows", "quantize"]
 
 ENCODER_POWER = 0.5
 OUTPUT_POWER = 0.75
-"""Of decoders and skips. At 0.5 their error is a fifth larger, and splicing in the starter's transcoder at layer 5 costs
-0.02 nats more."""
+"""Of decoders and skips. At 0.5 splicing in the starter's transcoder at layer 5 costs 0.02 nats more."""
 
 _MOST = 127
 
