@@ -28,9 +28,19 @@ def card_of(path):
     return json.loads((starter_root() / path / "card.json").read_text("utf-8"))
 
 
+EVIDENCE = {"examples.safetensors", "statistics.safetensors", "tokens.safetensors"}
+
+
 def test_they_are_small_enough_to_ship():
     files = [file for file in starter_root().rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    assert sum(file.stat().st_size for file in files) <= 80e6
+    evidence = sum(file.stat().st_size for file in files if file.name in EVIDENCE)
+    assert evidence <= 20e6
+    assert sum(file.stat().st_size for file in files) - evidence <= 80e6
+
+
+def test_there_are_saes_at_four_layers_and_transcoders_at_all():
+    saes = [f"resid_post/layer_{layer}_width_4k_l0_medium" for layer in (5, 9, 12, 15)]
+    assert set(PATHS) == {*saes, *(f"transcoder_all/layer_{layer}_width_2k_l0_small_affine" for layer in range(18))}
 
 
 def test_the_default_is_among_them_and_all_fit_the_model(starter):
