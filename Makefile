@@ -89,4 +89,4 @@ $(COMPAT)/.installed: $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) $(PEERS) outputs
+	rm -rf $(VENV) $(COMPAT) $(PEERS) benchmarks/.activations outputs

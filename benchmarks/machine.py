@@ -10,7 +10,16 @@ from typing import Any
 
 __all__ = ["machine", "versions"]
 
-_PACKAGES = ("torch", "transformers", "sae-lens", "circuit-tracer", "nnsight", "transformer-lens", "safetensors")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "sae-lens",
+    "circuit-tracer",
+    "nnsight",
+    "transformer-lens",
+    "eai-sparsify",
+    "safetensors",
+)
 # Instructions that the speed of low-precision matrix products hangs on.
 _MATTERS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx2")
 

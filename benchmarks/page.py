@@ -18,7 +18,7 @@ __all__ = ["lines", "row_part", "summary_part", "update", "write_whole"]
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 VERDICT = {True: "reached", False: "**missed**", None: "–"}
-_SHOWN = ("torch", "transformers", "sae-lens", "transformer-lens")
+_SHOWN = ("torch", "transformers", "sae-lens", "transformer-lens", "eai-sparsify")
 Record = dict[str, Any]
 
 
@@ -73,6 +73,7 @@ def row_part(record: Record) -> str:
             ]
             table.append(f"| {' | '.join(cells)} |")
             notes += _steps(name, side)
+        notes += _figures(case)
         if "same" in case:
             notes.append(f"Same results, {case['case']}: {_facts(case['same'])}.\n")
     return "\n".join([*table, "", *notes, _about(record)])
@@ -83,7 +84,8 @@ def lines(case: Record) -> Iterator[str]:
     yield case["case"]
     for name, side in case["sides"].items():
         memory = f"peak {_bytes(side['peak_bytes'])} beside tensors of {_bytes(side['tensor_bytes'])}"
-        yield f"  {name:24} {_time(side['seconds']['median']):>9}   {memory}"
+        told = "".join(f", {head} {figure}" for head, figure in _told(side).items())
+        yield f"  {name:24} {_time(side['seconds']['median']):>9}   {memory}{told}"
     for ratio in case["ratios"]:
         shown, single, aim, verdict = (cell.replace("*", "") for cell in _verdict(case, ratio))
         if _is_own(case, ratio):
@@ -121,6 +123,26 @@ def _steps(name: str, side: Record) -> list[str]:
     medians = {step: statistics.median(steps[step] for steps in all_steps) for step in all_steps[0]}
     table = [f"| {step} | {_time(seconds)} |" for step, seconds in medians.items()]
     return [f"| {name}: step | median |", "|---|---|", *table, ""]
+
+
+def _figures(case: Record) -> list[str]:
+    sides = {name: told for name, side in case["sides"].items() if (told := _told(side))}
+    if not sides:
+        return []
+    heads = next(iter(sides.values()))
+    table = [f"| {' | '.join([name, *told.values()])} |" for name, told in sides.items()]
+    return [f"| {' | '.join([case['case'], *heads])} |", f"|{'---|' * (1 + len(heads))}", *table, ""]
+
+
+def _told(side: Record) -> dict[str, str]:
+    """Speed, where the runs count tokens, and medians of what they tell of their results."""
+    facts = [run["facts"] for run in side["runs"]]
+    told = {}
+    if "tokens" in facts[0]:
+        told["tokens/s"] = f"{facts[0]['tokens'] / side['seconds']['median']:,.0f}"
+    for name in facts[0].get("told", {}):
+        told[name] = f"{statistics.median(each['told'][name] for each in facts):.3f}"
+    return told
 
 
 def _facts(facts: Record) -> str:

@@ -93,6 +93,18 @@ def test_steps_are_medians_of_all_runs():
     assert "| import torch | 2.00 s |" in page.row_part(record(summarise(case({}, gemlens=1), {"gemlens": runs})))
 
 
+def test_speed_and_what_runs_tell_of_their_results_are_shown():
+    runs = {
+        name: [run(seconds, facts={"tokens": 3000, "told": {"unexplained": left}}) for seconds, left in told]
+        for name, told in {"gemlens": [(1.0, 0.1), (2.0, 0.9), (3.0, 0.2)], "peer": [(4.0, 0.3)] * 3}.items()
+    }
+    found = summarise(case({}, gemlens=1, peer=1), runs)
+    part = page.row_part(record(found))
+    assert "| 512 tokens | tokens/s | unexplained |\n|---|---|---|\n| gemlens | 1,500 | 0.200 |\n| peer | 750 |" in part
+    assert any("tokens/s 1,500, unexplained 0.200" in line for line in page.lines(found))
+    assert "tokens/s" not in page.row_part(record(summary({}, gemlens=[1.0])))
+
+
 def test_results_that_differ_are_shown():
     found = summary({}, gemlens=[1.0]) | {"same": {"active": 1234, "holds": False}}
     assert "active 1,234: **NO**" in page.row_part(record(found))
