@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PROMPT = "The Eiffel Tower stands in Paris, the capital of France. The Colosseum stands in"
@@ -60,13 +61,20 @@ def test_features_fire_as_the_card_promises(report):
         assert min(strengths) > 0
 
 
-def test_like_tokens_have_like_features(report):
-    """Meaning, not noise: 'stands' and 'in' each occur twice, far apart, and share their strongest features."""
-    tokens = report["tokens"]
-    for word in ("stands", "in"):
-        alike = [token for token in tokens if token["text"].strip() == word][:2]
-        first, second = ({feature["feature_id"] for feature in token["features"]} for token in alike)
-        assert first & second
+def test_like_tokens_have_like_features(starter):
+    """Meaning, not noise: the second 'stands' is nearer to the first than any other token is."""
+    from gemlens import analyze, load_sae
+    from gemlens.scope.starter import STARTER_DICTIONARY
+
+    found = analyze(starter, load_sae("starter", STARTER_DICTIONARY), PROMPT)
+    features = [np.zeros(found.dictionaries[0].width) for _ in found.tokens]
+    for position, vector in enumerate(features):
+        ids, values = found.activations[0].row(position)
+        vector[ids] = values / np.linalg.norm(values)
+    first, second = (token.position for token in found.tokens if token.text.strip() == "stands")
+    cosines = {token.position: features[first] @ features[token.position] for token in found.tokens[1:]}
+    assert sorted(cosines, key=lambda position: -cosines[position])[:2] == [first, second]
+    assert cosines[second] > 0.6
 
 
 def test_jsonl_has_a_row_a_token(out, report):
