@@ -206,6 +206,14 @@ def test_batch_level_is_what_so_many_exceed(hint):
     assert batch_level(few, 4, hint, Alone()) == 0
 
 
+def test_token_level_searched_by_groups_is_that_of_a_full_sort():
+    for features, l0 in ((4096, 50), (512, 20), (4095, 50), (512, 40)):
+        # Halves of bfloat16 tie with one another often.
+        pre = torch.randn(features, 33, generator=torch.Generator().manual_seed(features + l0)).bfloat16()
+        level = token_level(pre, l0, Alone())
+        assert torch.equal(level, pre.sort(dim=0, descending=True).values[l0])
+
+
 def test_token_level_is_what_so_many_of_each_token_exceed():
     pre = torch.randn(64, 100).abs()
     assert ((pre > token_level(pre, 4, Alone())).sum(dim=0) == 4).all()

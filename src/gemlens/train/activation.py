@@ -21,6 +21,8 @@ __all__ = ["BANDWIDTH", "batch_level", "threshold_gradient", "token_level", "whe
 BANDWIDTH = 1.0
 """Width of the rectangle kernel, in units of the inputs, whose mean square is 1. At half of it thresholds spread, and
 three times as many features end up dead; at twice of it they hardly differ from one another."""
+_GROUP = 8
+"""Features whose maximum is looked at first. Of 4 to 32, the quickest at 4,096 features of which 50 fire."""
 
 
 def where_above(values: Tensor, margin: Tensor) -> Tensor:
@@ -48,11 +50,27 @@ def batch_level(pre: Tensor, l0: float, hint: float, ranks: Ranks) -> Tensor:
 
 def token_level(pre: Tensor, l0: int, ranks: Ranks) -> Tensor:
     """[n] levels that the ``l0`` largest of each token exceed."""
-    # Along contiguous memory the search takes half the time, the copy included.
-    largest = ranks.gather(pre.T.contiguous().topk(min(l0 + 1, len(pre)), dim=1).values.T.contiguous())
+    largest = ranks.gather(_largest_of_each(pre, l0 + 1))
     if len(largest) <= l0:
         return pre.new_zeros(pre.shape[1])
     return largest.topk(l0 + 1, dim=0).values[-1].clamp(min=0)
+
+
+def _largest_of_each(pre: Tensor, count: int) -> Tensor:
+    """[count or all, n], the largest of each column of [features, n].
+
+    Whatever is among them lies in one of the ``count`` groups of features with the largest maxima, since each group
+    with a larger one holds a larger value. So most features are only looked at for their group's maximum.
+    """
+    features, n = pre.shape
+    # Along contiguous memory the search takes half the time, the copy included.
+    by_token = pre.T.contiguous()
+    groups, rest = divmod(features, _GROUP)
+    if not rest and groups > 2 * count:
+        maxima = pre.reshape(groups, _GROUP, n).amax(dim=1).T.contiguous()
+        hold = maxima.topk(count, sorted=False).indices + torch.arange(n, device=pre.device)[:, None] * groups
+        by_token = torch.nn.functional.embedding(hold, by_token.view(-1, _GROUP)).view(n, -1)
+    return by_token.topk(min(count, by_token.shape[1]), dim=1).values.T.contiguous()
 
 
 def threshold_gradient(margin: Tensor, d_acts: Tensor, threshold: Tensor, d_l0: float, bandwidth: float) -> Tensor:
