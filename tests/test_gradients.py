@@ -98,6 +98,14 @@ CASES = {
         "kind": "clt", "activation": "jumprelu", "skip": True,
         "reads": [f"mlp_in.{i}" for i in range(3)], "writes": [f"mlp_out.{i}" for i in range(3)],
     },
+    # Where few features fire, only those are visited.
+    "few": {"width": 160},
+    "few topk": {"width": 160, "activation": "topk"},
+    "few matryoshka": {"width": 160, "groups": (30, 80)},
+    "few matryoshka clt": {
+        "kind": "clt", "groups": (80,), "width": 160, "skip": True,
+        "reads": ["mlp_in.1", "mlp_in.2"], "writes": ["mlp_out.1", "mlp_out.2"],
+    },
     "matryoshka clt": {
         "kind": "clt", "groups": (8,), "reads": ["mlp_in.1", "mlp_in.2"], "writes": ["mlp_out.1", "mlp_out.2"],
     },
@@ -113,10 +121,11 @@ def problem(config, seed=0):
     y[3] *= 8
     weights = []
     for index in range(layers):
-        given = Weights(torch.randn(WIDTH, D) / D**0.5, 0.1 * torch.randn(WIDTH),
-                        F.normalize(torch.randn(WIDTH, (layers - index) * D), dim=1), 0.1 * torch.randn(D))  # fmt: skip
+        width = config.width
+        given = Weights(torch.randn(width, D) / D**0.5, 0.1 * torch.randn(width),
+                        F.normalize(torch.randn(width, (layers - index) * D), dim=1), 0.1 * torch.randn(D))  # fmt: skip
         if config.activation == "jumprelu":
-            given.log_threshold = 0.3 * torch.randn(WIDTH) - 0.3
+            given.log_threshold = 0.3 * torch.randn(width) - 0.3
         if config.skip:
             given.skip = 0.1 * torch.randn(D, D)
         weights.append(given)

@@ -11,7 +11,8 @@ An SAE or transcoder is the case of one layer. What layer i writes are the last 
 side, so that decoding to many layers is one product. With Matryoshka groups (Bussmann et al. 2025, arXiv:2503.17547)
 the squared error is the mean over prefixes, and a feature answers for the errors of the prefixes that hold it.
 
-Passes over [features, n] cost as much as products do; autograd makes twice as many, and in float32.
+Passes over [features, n] cost as much as products do; autograd makes twice as many, and in float32. Products with
+activations are taken in ``firing``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from gemlens.train.activation import BANDWIDTH, batch_level, threshold_gradient, token_level, where_above
 from gemlens.train.config import FitConfig
+from gemlens.train.firing import Dense, Firing, firing
 from gemlens.train.ranks import Ranks, share
 from gemlens.train.weights import Weights
 
@@ -34,6 +36,9 @@ __all__ = ["Outcome", "token_weights", "train_pass"]
 AUXILIARY_WEIGHT = 1 / 32
 PENALTY = 4.0
 """Of the L0 penalty, in units of the squared error: L0 ends 2 % above its target, 6 % with a quarter of it."""
+
+_LEVEL_TOKENS = 256
+"""Of a batch, from which TopK's threshold learns."""
 
 
 class Outcome(NamedTuple):
@@ -63,8 +68,7 @@ class _Layer:
     first: int
     """Column of y at which this layer's features begin to write."""
     pre: Tensor
-    margin: Tensor
-    acts: Tensor
+    firing: Firing
     level: float
 
 
@@ -107,7 +111,7 @@ def train_pass(
     importance = token_weights(y, config.norm_limit)
     scale = -2 * importance[:, None] / (y.numel() * len(blocks))
     loss = sum(_weighted_mean(error, importance) for error in errors) / len(blocks)
-    firings = [layer.acts.sign().sum(dim=1).float() for layer in layers]
+    firings = [layer.firing.counts() for layer in layers]
     l0s = [float(ranks.sum(each.sum())) / len(y) for each in firings]
     # The prefixes that hold a block are its own and all longer ones.
     owed = torch.stack(errors).flip(0).cumsum(0).flip(0) * scale
@@ -129,12 +133,16 @@ def _encode(
 ) -> _Layer:
     pre = torch.addmm(weights.b_enc[:, None], weights.w_enc, x.T)
     if weights.log_threshold is not None:
-        margin, level = pre - weights.log_threshold.exp()[:, None], 0.0
+        margin = pre - weights.log_threshold.exp()[:, None]
+        return _Layer(weights, grads, x, first, pre, Dense(pre, margin, weights), 0.0)
+    if config.activation == "topk":
+        # The level of a batch is only asked for because the threshold is their mean in the end.
+        cut = batch_level(pre[:, :_LEVEL_TOKENS], config.l0, hint, ranks)
+        level = token_level(pre, int(config.l0), ranks)
     else:
-        cut = batch_level(pre, config.l0, hint, ranks)
-        level = float(cut)
-        margin = pre - (token_level(pre, int(config.l0), ranks) if config.activation == "topk" else cut)
-    return _Layer(weights, grads, x, first, pre, margin, where_above(pre, margin), level)
+        cut = level = batch_level(pre, config.l0, hint, ranks)
+    fire = firing(pre, level, weights, config.l0 / config.width)
+    return _Layer(weights, grads, x, first, pre, fire, float(cut))
 
 
 def _blocks(config: FitConfig, held: slice) -> list[slice]:
@@ -149,11 +157,11 @@ def _errors(layers: Sequence[_Layer], y: Tensor, blocks: Sequence[slice], ranks:
     for index, layer in enumerate(layers):
         if layer.weights.skip is not None:
             without[index] = without[index] + layer.x @ layer.weights.skip
-    errors = [y - torch.cat(without, dim=1)]
+    errors = [y - (torch.cat(without, dim=1) if len(without) > 1 else without[0])]
     for rows in blocks:
         written = torch.zeros_like(y)
         for layer in layers:
-            written[:, layer.first :] += layer.acts[rows].T @ layer.weights.w_dec[rows]
+            written[:, layer.first :] += layer.firing.decode(rows)
         errors.append(errors[-1] - ranks.sum(written))
     return errors[1:]
 
@@ -166,21 +174,14 @@ def _backward(layer: _Layer, owed: Tensor, blocks: Sequence[slice], d_l0: float)
         d_l0: the gradient with respect to each firing.
     """
     weights, grads = layer.weights, layer.grads
-    sent = owed[:, :, layer.first :].to(layer.x.dtype)
-    d_acts = torch.empty_like(layer.acts)
-    for rows, error in zip(blocks, sent, strict=True):
-        torch.mm(weights.w_dec[rows], error.T, out=d_acts[rows])
-        grads.w_dec[rows] = layer.acts[rows] @ error
-    d_pre = where_above(d_acts, layer.margin)
-    grads.w_enc.copy_(d_pre @ layer.x)
-    grads.b_enc.copy_(d_pre.sum(dim=1))
+    layer.firing.backward(grads, layer.x, blocks, list(owed[:, :, layer.first :]))
     own = owed[0, :, layer.first : layer.first + len(weights.b_dec)]
     grads.b_dec.copy_(own.sum(dim=0))
     if grads.skip is not None:
         grads.skip.copy_(layer.x.T @ own.to(layer.x.dtype))
-    if weights.log_threshold is not None and grads.log_threshold is not None:
-        threshold = weights.log_threshold.float().exp()
-        gradient = threshold_gradient(layer.margin, d_acts, threshold, d_l0, BANDWIDTH)
+    if weights.log_threshold is not None and grads.log_threshold is not None and isinstance(layer.firing, Dense):
+        threshold, margin = weights.log_threshold.float().exp(), layer.firing.margin
+        gradient = threshold_gradient(margin, layer.firing.d_acts, threshold, d_l0, BANDWIDTH)
         grads.log_threshold.copy_(threshold * gradient)
 
 

@@ -240,7 +240,8 @@ class Learner:
 
     def _scaled(self, batch: Mapping[Site, Tensor]) -> tuple[list[Tensor], Tensor]:
         scaled = {site: self._scaling[site].apply(self._given(batch, site)) for site in self.sites}
-        return [scaled[site] for site in self._reads], torch.cat([scaled[site] for site in self._writes], dim=1)
+        written = [scaled[site] for site in self._writes]
+        return [scaled[site] for site in self._reads], torch.cat(written, dim=1) if len(written) > 1 else written[0]
 
     def _given(self, batch: Mapping[Site, Tensor], site: Site) -> Tensor:
         if site not in batch or not len(batch[site]):
