@@ -51,7 +51,7 @@ __all__ = [
 WIDTH, L0, BATCH = 4096, 50, 1024
 ROW = 257
 """Tokens of a row of text, BOS included: four rows make a batch."""
-STORED, LIVE, HELD_OUT = 49_152, 16_384, 8_192
+STORED, LIVE, HELD_OUT = 49_152, 8_192, 8_192
 FOLDER = Path(__file__).parent / ".activations"
 
 Reconstruct = Callable[[Tensor], Tensor]

@@ -1,6 +1,6 @@
 """Train a dictionary of 4,096 features at layer 12 of the starter, 50 active a token, 1,024 tokens a step.
 
-From stored activations, 49,152 tokens: all sides learn from the same batches. End to end, 16,384 tokens: the model in
+From stored activations, 49,152 tokens: all sides learn from the same batches. End to end, 8,192 tokens: the model in
 bfloat16 reads rows of token ids, the same for all sides, and what was learned is written. No side computes an auxiliary
 loss: so early, no feature counts as dead.
 """
