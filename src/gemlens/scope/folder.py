@@ -13,11 +13,13 @@ from typing import Any
 
 from gemlens import hub
 from gemlens.errors import NetworkError, NotFoundError, WeightsError
+from gemlens.parts import LocalParts, Parts
+from gemlens.ranges import find_parts
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.sites import Site
 
-__all__ = ["Folder", "HubFolder", "LocalFolder", "is_cached", "read_config"]
+__all__ = ["Folder", "HubFolder", "LocalFolder", "cached_file", "is_cached", "read_config"]
 
 _CONFIG_BYTES = 1 << 20
 
@@ -40,6 +42,10 @@ class Folder(ABC):
     @abstractmethod
     def need(self, name: str) -> Path:
         """A file that must be there; whoever reads it says what is missing."""
+
+    @abstractmethod
+    def parts(self, name: str) -> Parts | None:
+        """A file to be read in parts, without the rest of it, or None if there is none of that name."""
 
     @property
     @abstractmethod
@@ -81,6 +87,10 @@ class LocalFolder(Folder):
     def need(self, name: str) -> Path:
         return self.root / name
 
+    def parts(self, name: str) -> Parts | None:
+        file = self.find(name)
+        return LocalParts(file) if file else None
+
     @property
     def said(self) -> str:
         return self.root.absolute().as_posix()
@@ -116,6 +126,21 @@ class HubFolder(Folder):
                 raise
             return None
 
+    def parts(self, name: str) -> Parts | None:
+        """From the cache if it has the file, else by ranges from the hub."""
+        file, revision = self._in_repo(name), self._commit or self._asked
+        if cached := cached_file(self.release, file, revision):
+            self._commit = self._commit or hub.commit_of(cached)
+            return LocalParts(cached)
+        try:
+            found = find_parts(self.release, file, revision=revision)
+        except NetworkError:
+            if not _known_to_be_absent(self.release, file, revision):
+                raise
+            return None
+        self._commit = self._commit or (found.revision if found else None)
+        return found
+
     @property
     def said(self) -> str:
         return f"{self.release}/{self.path}"
@@ -134,12 +159,18 @@ def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
 
 def is_cached(repo: str, filename: str, revision: str | None) -> bool:
     """Whether a file of a repository can be had without the hub."""
+    return cached_file(repo, filename, revision) is not None
+
+
+def cached_file(repo: str, filename: str, revision: str | None) -> Path | None:
+    """A file of a repository, if the cache has it; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        return isinstance(try_to_load_from_cache(repo, filename, revision=revision), str)
+        found = try_to_load_from_cache(repo, filename, revision=revision)
     except ValueError:  # no name that a repository can have: the hub's client will say so
-        return False
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def read_config(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
