@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from gemlens import hub
 from gemlens.errors import NetworkError
 from gemlens.parts import LocalParts, Parts, Span
 
-__all__ = ["HubParts", "find_parts"]
+__all__ = ["HubParts", "cached_file", "find_parts"]
 
 _TOGETHER = 1 << 13
 """Bytes between two stretches that cost less than another request."""
@@ -112,6 +113,17 @@ class HubParts(Parts):
         return body
 
 
+def cached_file(repo: str, filename: str, revision: str | None) -> Path | None:
+    """A file of a repository, if the cache has it; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, filename, revision=revision)
+    except ValueError:  # no name that a repository can have: the hub's client will say so
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def find_parts(repo: str, filename: str, *, revision: str | None = None) -> HubParts | None:
     """A file of ``repo`` to be read in parts, or None if the repository has none of that name.
 
@@ -159,12 +171,12 @@ def _answer(url: str, headers: dict[str, str]) -> Iterator[Any]:
     """A response whose body has not been read."""
     from huggingface_hub import utils
 
-    settings = {"headers": headers, "timeout": _PATIENCE, "max_retries": _RETRIES}
+    settings: dict[str, Any] = {"headers": headers, "timeout": _PATIENCE, "max_retries": _RETRIES}
     if hasattr(utils, "http_stream_backoff"):
         with utils.http_stream_backoff("GET", url, **settings) as response:
             yield _checked(response)
         return
-    response = utils.http_backoff("GET", url, stream=True, **settings)  # type: ignore[unreachable]
+    response = utils.http_backoff("GET", url, stream=True, **settings)
     try:
         yield _checked(response)
     finally:

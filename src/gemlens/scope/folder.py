@@ -6,6 +6,7 @@ All files of one dictionary come from one commit: that of the first file that wa
 from __future__ import annotations
 
 import json
+import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 from gemlens import hub
 from gemlens.errors import NetworkError, NotFoundError, WeightsError
 from gemlens.parts import LocalParts, Parts
-from gemlens.ranges import find_parts
+from gemlens.ranges import cached_file, find_parts
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.sites import Site
 
-__all__ = ["Folder", "HubFolder", "LocalFolder", "cached_file", "is_cached", "read_config"]
+__all__ = ["Folder", "HubFolder", "LocalFolder", "is_cached", "read_config"]
 
 _CONFIG_BYTES = 1 << 20
 
@@ -45,7 +46,14 @@ class Folder(ABC):
 
     @abstractmethod
     def parts(self, name: str) -> Parts | None:
-        """A file to be read in parts, without the rest of it, or None if there is none of that name."""
+        """A file to be read in parts, without the rest of it, or None if there is none of that name.
+
+        Args:
+            name: may lead up, as ``../../tokens.safetensors`` does, but not out of the release.
+
+        Raises:
+            WeightsError: it does; and what ``Parts`` raise.
+        """
 
     @property
     @abstractmethod
@@ -88,7 +96,9 @@ class LocalFolder(Folder):
         return self.root / name
 
     def parts(self, name: str) -> Parts | None:
-        file = self.find(name)
+        # A dictionary that is named by its own folder lies at most two below its release: category and id.
+        _check_inside(self.path or "category/id", name, self.root)
+        file = self.find(posixpath.normpath(name))
         return LocalParts(file) if file else None
 
     @property
@@ -128,7 +138,8 @@ class HubFolder(Folder):
 
     def parts(self, name: str) -> Parts | None:
         """From the cache if it has the file, else by ranges from the hub."""
-        file, revision = self._in_repo(name), self._commit or self._asked
+        _check_inside(self._inside, name, self.said)
+        file, revision = posixpath.normpath(self._in_repo(name)), self._commit or self._asked
         if cached := cached_file(self.release, file, revision):
             self._commit = self._commit or hub.commit_of(cached)
             return LocalParts(cached)
@@ -150,6 +161,11 @@ class HubFolder(Folder):
         return self._commit
 
 
+def _check_inside(path: str, name: str, where: object) -> None:
+    if posixpath.normpath(posixpath.join(path, name)).startswith(("..", "/")):
+        raise WeightsError(f"{where} names a file outside of its release ({name[:80]!r}); it is not read")
+
+
 def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
     """Whether the hub once said that it has no such file, so that a dictionary without config.json loads offline."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
@@ -160,17 +176,6 @@ def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
 def is_cached(repo: str, filename: str, revision: str | None) -> bool:
     """Whether a file of a repository can be had without the hub."""
     return cached_file(repo, filename, revision) is not None
-
-
-def cached_file(repo: str, filename: str, revision: str | None) -> Path | None:
-    """A file of a repository, if the cache has it; the hub is not asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(repo, filename, revision=revision)
-    except ValueError:  # no name that a repository can have: the hub's client will say so
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def read_config(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
