@@ -1,9 +1,9 @@
 """Evidence made by brute force, small enough to be checked by hand: no streaming, no thresholds, one sort a feature.
 
-    tensors = examples_of(activations, tokens, k=16)          activations [n_seq, L, F], dense
-    tensors = statistics_of(activations, tokens, decoder)
-    write_evidence(folder, activations, tokens)               examples.safetensors and statistics.safetensors
-    write_google(folder, tensors)                             as Google does: float32 and int64, no metadata
+tensors = examples_of(activations, tokens, k=16)          activations [n_seq, L, F], dense
+tensors = statistics_of(activations, tokens, decoder)
+write_evidence(folder, activations, tokens)               examples.safetensors and statistics.safetensors
+write_google(folder, tensors)                             as Google does: float32 and int64, no metadata
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def random_case(n_seq: int = 12, length: int = 40, width: int = 40, *, seed: int
 
 
 def examples_of(activations: Tensor, tokens: Tensor, *, k: int, logits: int = 10, seed: int = 0) -> dict[str, Tensor]:
-    n_seq, length, width = activations.shape
+    _, length, width = activations.shape
     flat = activations.reshape(-1, width).T
     order = flat.argsort(dim=1, descending=True, stable=True)[:, :k]
     values = flat.gather(1, order)

@@ -110,7 +110,8 @@ class FeatureLabel:
     text: str
     source: str
     """Who says so: a person, a model, a site."""
-    confidence: float | None = None
+    confidence: str | None = None
+    """As they say it: ``high``, ``0.83``."""
 
 
 @dataclass(frozen=True, slots=True)
