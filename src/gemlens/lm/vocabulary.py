@@ -58,11 +58,14 @@ class Vocabulary:
         return self.pieces[token].replace(_SPACE, " ") or f"#{token}"
 
 
-def load_vocabulary(model_id: str) -> Vocabulary:
+def load_vocabulary(model_id: str, *, fetch: bool = True) -> Vocabulary:
     """The vocabulary of a model: ``starter``, a folder, or a hub repository, of which only its tokenizer is fetched.
 
     The hub's cache comes first. All of Gemma 3 has one vocabulary, so that the starter's stands in for it where that
     is on this machine: Google's own asks for a licence and a token.
+
+    Args:
+        fetch: from the hub, if need be.
 
     Raises:
         NotFoundError, AccessError, NetworkError, WeightsError, MissingPackageError: it cannot be had.
@@ -78,8 +81,10 @@ def load_vocabulary(model_id: str) -> Vocabulary:
             return read_vocabulary(starter_folder() / _FILE, model_id)
         except MissingPackageError:
             pass
-    if not hub.is_repo_id(model_id):
-        raise NotFoundError(f"{model_id!r} is neither a folder nor a hub repository; name the model with --model-id")
+    if not fetch or not hub.is_repo_id(model_id):
+        raise NotFoundError(
+            f"{model_id!r} is no model of this machine, nor to be fetched from the hub; name one with --model-id"
+        )
     return read_vocabulary(hub.fetch(model_id, _FILE), model_id)
 
 

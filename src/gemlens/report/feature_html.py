@@ -18,7 +18,7 @@ from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.visible import inline, number, one_line, parts
 
-__all__ = ["SHADES", "drawn", "facts", "frequency", "share_of", "signed", "to_html", "token_name", "view"]
+__all__ = ["SHADES", "drawn", "facts", "frequency", "share_of", "signed", "feature_to_html", "token_name", "view"]
 
 SHADES = 20
 
@@ -26,7 +26,7 @@ Link = Callable[[int], str | None]
 """Feature -> where its page is, if it has one."""
 
 
-def to_html(page: FeaturePage) -> str:
+def feature_to_html(page: FeaturePage) -> str:
     """Return one HTML file that works offline."""
     return render("feature", facts=facts(page), views=[view(page)], back=None, title=_title(page))
 

@@ -35,7 +35,8 @@ def feature_view(page: FeaturePage) -> str:
         page.feature_id, label, info.site, one_line("/".join(filter(None, [info.release, info.category, info.id])))
     )
     strongest = number(page.max_activation) if page.max_activation else "none"
-    figures = Markup("<div style='{}'>fires on {}, strongest {}</div>").format(FAINT, frequency(page), strongest)
+    fires = frequency(page) if page.never_fired or page.frequency is None else f"on {frequency(page)}"
+    figures = Markup("<div style='{}'>fires {}, strongest {}</div>").format(FAINT, fires, strongest)
     warnings = [Markup('<div style="margin-top:4px">⚠ {}</div>').format(one_line(text)) for text in page.warnings]
     never = Markup('<div style="margin-top:8px">It never fired on the tokens read for this evidence.</div>')
     html = Markup('<div style="font-size:14px;line-height:1.5;max-width:60em">{}{}{}{}{}{}{}</div>').format(

@@ -61,8 +61,8 @@ def render_features(pages: Sequence[FeaturePage], console: Console) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
-    for header in ("feature", "fires on", "strongest"):
-        table.add_column(header, justify="right", no_wrap=True)
+    for header, width in (("feature", 7), ("fires on", 16), ("strongest", 9)):
+        table.add_column(header, justify="right", no_wrap=True, min_width=width)
     for header in ("label, or what it promotes", "strongest on"):
         table.add_column(header, no_wrap=True, overflow="ellipsis", ratio=1)
     for page in pages:
@@ -90,7 +90,8 @@ def _head(page: FeaturePage, console: Console) -> None:
         sure = f", confidence {plain(page.label.confidence, console)}" if page.label.confidence else ""
         console.print(Text.assemble(label, (f"  labelled by {source}{sure}", "dim")))
     strongest = number(page.max_activation) if page.max_activation else "none"
-    console.print(Text(f"fires on {frequency(page)}, strongest {strongest}, {page.on_file:,} activations on file"))
+    fires = frequency(page) if page.never_fired or page.frequency is None else f"on {frequency(page)}"
+    console.print(Text(f"fires {fires}, strongest {strongest}, {page.on_file:,} activations on file"))
 
 
 def _line(example: Example, console: Console) -> Text:

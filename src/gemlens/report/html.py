@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from gemlens.records import Analysis, TokenRecord
+from gemlens.records.feature import FeaturePage
 from gemlens.report import visible
+from gemlens.report.glance import glances
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.summary import columns, l0, peaks, scale, strongest
@@ -24,11 +26,17 @@ __all__ = ["to_html"]
 STRONGEST = 20
 
 Labels = Mapping[int, Mapping[int, str]]
+Evidence = Mapping[int, Mapping[int, FeaturePage]]
 
 
-def to_html(analysis: Analysis, *, labels: Labels | None = None) -> str:
-    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called."""
-    named = labels or {}
+def to_html(analysis: Analysis, *, labels: Labels | None = None, evidence: Evidence | None = None) -> str:
+    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called.
+
+    Args:
+        evidence: dictionary index -> feature -> its page (``evidence_of``): what else a feature fires on, and what it
+            promotes, is then shown when a reader points at it or chooses it.
+    """
+    named, known = labels or {}, evidence or {}
     return render(
         "analysis",
         analysis=analysis,
@@ -37,8 +45,13 @@ def to_html(analysis: Analysis, *, labels: Labels | None = None) -> str:
         generated=sum(token.is_generated for token in analysis.tokens),
         data={
             "tokens": [_token(token) for token in analysis.tokens],
-            "dictionaries": [_dictionary(analysis, k, named.get(k, {})) for k in range(len(analysis.dictionaries))],
+            "dictionaries": [
+                _dictionary(analysis, k, named.get(k, {})) | {"evidence": glances(known.get(k, {}))}
+                for k in range(len(analysis.dictionaries))
+            ],
         },
+        has_evidence=any(known.values()),
+        also=("glance",) if any(known.values()) else (),
     )
 
 

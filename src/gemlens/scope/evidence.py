@@ -93,7 +93,12 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def load_evidence(
-    release: str, dictionary_id: str = "", *, category: str | None = None, revision: str | None = None
+    release: str,
+    dictionary_id: str = "",
+    *,
+    category: str | None = None,
+    revision: str | None = None,
+    whole: bool = False,
 ) -> Evidence:
     """Open the evidence of a dictionary: ``examples.safetensors`` and, where there is one, ``statistics.safetensors``.
 
@@ -103,6 +108,7 @@ def load_evidence(
         release: hub repository, SAELens' release, folder, or ``starter``.
         dictionary_id: as for ``load_sae``.
         category: for ids without one.
+        whole: fetch a file on the hub into the cache first, which pays for many features.
 
     Raises:
         NotFoundError: no such dictionary, or it has no evidence.
@@ -110,6 +116,8 @@ def load_evidence(
         AccessError, NetworkError: the hub does not give it out, or cannot be reached.
     """
     folder = _find(release, dictionary_id.strip("/"), category, revision)
+    if whole and isinstance(folder, HubFolder):
+        folder.need(EXAMPLES)
     return _open(folder) or _refuse(folder)
 
 

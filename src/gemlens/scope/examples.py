@@ -132,8 +132,7 @@ class Examples:
             NotFoundError: the dictionary has fewer features.
             WeightsError: an activation is not finite, or a position or sequence is not there.
         """
-        if not 0 <= index < self.width:
-            raise NotFoundError(f"there is no feature {index} in {self.name}: it has 0 to {self.width - 1}")
+        self.check([index])
         names = [name for name in (*_BY_SLOT, "feature_frequencies", "logit_effects", *_LOGITS) if name in self._file]
         found = dict(zip(names, self._file.rows([(name, [index]) for name in names]), strict=True))
         activations, positions, seq_ids = (found[name][0] for name in _BY_SLOT)
@@ -157,6 +156,12 @@ class Examples:
         if len(held) and not (out.positions.min() >= 0 and out.positions.max() < self.length):
             raise self._wrong(index, f"a position out of range: sequences have {self.length} tokens")
         return out
+
+    def check(self, features: Sequence[int]) -> None:
+        """Raise NotFoundError for a feature that the dictionary does not have."""
+        for index in features:
+            if not 0 <= index < self.width:
+                raise NotFoundError(f"there is no feature {index} in {self.name}: it has 0 to {self.width - 1}")
 
     def token_rows(self, sequences: Sequence[int]) -> dict[int, NDArray[np.int64]]:
         """Sequence -> its token ids, in one read."""

@@ -238,6 +238,8 @@ def _positions(
 ) -> PositionProfile | None:
     if "position_profile" in counted and len(counted["position_profile"]) == 3:
         first, middle, last = counted["position_profile"].tolist()
+        if not first + middle + last:
+            return None
         return PositionProfile(first, middle, last, complete=True)
     if not len(found.positions) or evidence.examples.length < 4:
         return None
