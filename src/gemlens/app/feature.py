@@ -21,6 +21,7 @@ from gemlens.app.options import (
 from gemlens.app.output import prepared
 from gemlens.errors import InputError
 from gemlens.lm.starter import STARTER_NAME
+from gemlens.paths import local_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,11 +91,13 @@ def feature(
     _check(ids, every, kinds, examples)
     release, (name,) = default_dictionary("", sae_release, [sae_id] if sae_id is not None else None)
     check_sources(model_id or STARTER_NAME, release, sae_category, [name])
+    if sae_id is None and local_folder(release):
+        name = ""  # the one that it holds
     console = notes()
     many = every or len(ids) > 1
     from gemlens.scope.evidence import load_evidence
 
-    with busy(console, f"Looking up {name}"):
+    with busy(console, f"Looking up {name or release}"):
         evidence = load_evidence(release, name, category=sae_category.strip("/"), revision=revision)
     ids = list(range(evidence.examples.width)) if every else ids
     if not evidence.is_here and len(ids) > _BY_RANGES:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ class Vocabulary:
 
     name: str
     """The model it is of."""
-    pieces: tuple[str, ...]
+    pieces: tuple[str, ...] = field(repr=False)
     """Id -> entry, e.g. ``▁Hello``; empty for an id that has none."""
-    special: frozenset[int]
+    special: frozenset[int] = field(repr=False)
     """Control tokens: BOS, padding, ``<start_of_turn>`` ..."""
 
     def check(self, ids: Sequence[int]) -> None:

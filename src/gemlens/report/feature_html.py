@@ -117,7 +117,12 @@ def _example(example: Example, top: float) -> dict[str, Any]:
     cells = [(_look(token, at == example.peak, top), token) for at, token in enumerate(example.tokens)]
     runs = []
     for (classes, tip), group in groupby(cells, key=lambda cell: cell[0]):
-        runs.append({"classes": classes, "tip": tip, "parts": drawn([token for _, token in group])})
+        parts = drawn([token for _, token in group])
+        if classes and parts[:1] and parts[0][1][:1] == " " and len(parts[0][1]) > 1:
+            # A line may break at the space in front: the box would begin at the end of the line before.
+            runs.append({"classes": "", "tip": "", "parts": [("text", " ")]})
+            parts[0] = (parts[0][0], parts[0][1][1:])
+        runs.append({"classes": classes, "tip": tip, "parts": parts})
     return {
         "activation": number(example.activation),
         "runs": runs,

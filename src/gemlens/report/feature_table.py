@@ -61,16 +61,24 @@ def render_features(pages: Sequence[FeaturePage], console: Console) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
-    for header, width in (("feature", 7), ("fires on", 16), ("strongest", 9)):
-        table.add_column(header, justify="right", no_wrap=True, min_width=width)
+    firsts = [(page, frequency(page).partition(" (")[0]) for page in pages]
+    numbers = (
+        ("feature", max(7, *(len(str(page.feature_id)) for page in pages))),
+        ("fires on", max(8, *(len(said) for _, said in firsts))),
+        ("strongest", 9),
+    )
+    for header, width in numbers:
+        table.add_column(header, justify="right", no_wrap=True, width=width)
+    # What is left of the line beside the numbers and the gaps between columns.
+    room = max((console.width - sum(width for _, width in numbers) - 4 * 3) // 2, 10)
     for header in ("label, or what it promotes", "strongest on"):
-        table.add_column(header, no_wrap=True, overflow="ellipsis", ratio=1)
-    for page in pages:
+        table.add_column(header, no_wrap=True, overflow="ellipsis", width=room)
+    for page, fires in firsts:
         said = page.label.text if page.label else "  ".join(token_name(each) for each in page.promoted[:5])
         best = page.examples[:1]
         table.add_row(
             Text(str(page.feature_id)),
-            Text(frequency(page).partition(" (")[0]),
+            Text(fires),
             Text(number(page.max_activation) if page.max_activation else "none"),
             Text(plain(said, console), style="" if page.label else "dim"),
             _words(best[0], console, before=4, after=3) if best else Text("never fired", style="dim"),

@@ -46,8 +46,7 @@ def to_html(analysis: Analysis, *, labels: Labels | None = None, evidence: Evide
         data={
             "tokens": [_token(token) for token in analysis.tokens],
             "dictionaries": [
-                _dictionary(analysis, k, named.get(k, {})) | {"evidence": glances(known.get(k, {}))}
-                for k in range(len(analysis.dictionaries))
+                _dictionary(analysis, k, named.get(k, {}), known.get(k, {})) for k in range(len(analysis.dictionaries))
             ],
         },
         has_evidence=any(known.values()),
@@ -87,7 +86,9 @@ def _token(token: TokenRecord) -> dict[str, Any]:
     }
 
 
-def _dictionary(analysis: Analysis, k: int, labels: Mapping[int, str]) -> dict[str, Any]:
+def _dictionary(
+    analysis: Analysis, k: int, labels: Mapping[int, str], evidence: Mapping[int, FeaturePage]
+) -> dict[str, Any]:
     dictionary, active = analysis.dictionaries[k], analysis.activations[k]
     tops = [[f for f in token.features if f.dictionary == k] for token in analysis.tokens]
     summary = strongest(analysis, k, STRONGEST)
@@ -115,6 +116,7 @@ def _dictionary(analysis: Analysis, k: int, labels: Mapping[int, str]) -> dict[s
             for s in summary
         ],
         "labels": {str(feature): labels[feature] for feature in sorted(named) if labels.get(feature)},
+        "evidence": glances({feature: page for feature, page in evidence.items() if feature in named}),
     }
 
 

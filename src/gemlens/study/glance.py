@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from gemlens.lm.vocabulary import Vocabulary, load_vocabulary
 from gemlens.records import Analysis, DictionaryInfo
 from gemlens.records.feature import FeaturePage
 from gemlens.scope.evidence import Evidence, evidence_at_hand
-from gemlens.study.feature import feature_pages
+from gemlens.study.feature import feature_page
 
 __all__ = ["evidence_of"]
 
@@ -27,15 +28,15 @@ def evidence_of(analysis: Analysis, *, limit: int = 300) -> dict[int, dict[int, 
     room = max(1, limit // len(analysis.dictionaries))
     found: dict[int, dict[int, FeaturePage]] = {}
     for k, info in enumerate(analysis.dictionaries):
-        try:
-            at_hand = _at_hand(info)
-            if at_hand is None:
-                continue
-            evidence, vocabulary = at_hand
-            pages = feature_pages(evidence, _named(analysis, k, room), vocabulary=vocabulary, per_level=_PER_LEVEL)
-            found[k] = {page.feature_id: page for page in pages}
-        except GemlensError:  # a help beside the analysis: damaged evidence is as good as none
-            continue
+        # A help beside the analysis: what is damaged, or has no vocabulary here, is as good as absent.
+        with suppress(GemlensError):
+            if (at_hand := _at_hand(info)) is not None:
+                found[k] = {}
+                for feature in _named(analysis, k, room):
+                    with suppress(GemlensError):
+                        found[k][feature] = feature_page(
+                            at_hand[0], feature, vocabulary=at_hand[1], per_level=_PER_LEVEL
+                        )
     return found
 
 
