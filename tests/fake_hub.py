@@ -47,6 +47,11 @@ class Repo:
     """Answer everything with this status; 200 is a page that is not the hub's."""
     cut: int | None = None
     """Close the connection after this many bytes of a body."""
+    ignores_ranges: bool = False
+    """Answer every GET with the whole file, as some proxies do."""
+    lie: str = ""
+    """About ranges: ``total``, another length of the whole; ``window``, other bytes than asked; ``short``, fewer bytes
+    than it says; ``long``, more; ``length``, a HEAD that says more than there is."""
     delay: float = 0.0
     """Seconds before every answer."""
 
@@ -188,13 +193,21 @@ class _Handler(BaseHTTPRequestHandler):
         content = repo.files[filename]
         etag, whole = f'"{_sha1(content)}"', str(len(content))
         headers = {"X-Repo-Commit": repo.commit, "ETag": etag, "X-Linked-Size": whole, "Accept-Ranges": "bytes"}
-        if not (wanted := self.headers.get("Range")):
+        if repo.lie == "length":
+            headers["X-Linked-Size"] = str(len(content) + 4096)
+        if repo.ignores_ranges or not (wanted := self.headers.get("Range")):
             return 200, headers, content, repo.cut
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start, end = int(first), min(int(last or len(content)), len(content) - 1)
         if start > end:
             raise _Refused(416, "Requested range not satisfiable")
-        return 206, headers | {"Content-Range": f"bytes {start}-{end}/{whole}"}, content[start : end + 1], repo.cut
+        body = content[start : end + 1]
+        if repo.lie == "total":
+            whole = str(len(content) + 1)
+        if repo.lie == "window":
+            start, end, body = start + 1, end + 1, content[start + 1 : end + 2]
+        body = {"short": body[:-1], "long": body + b"x"}.get(repo.lie, body)
+        return 206, headers | {"Content-Range": f"bytes {start}-{end}/{whole}"}, body, repo.cut
 
     def _send(self, path: str, status: int, headers: dict[str, str], body: bytes, cut: int | None) -> None:
         written = b"" if self.command == "HEAD" else body[:cut]

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from gemlens.lm.gemma import Model
     from gemlens.lm.load import load_model
     from gemlens.records import Analysis, Fidelity
+    from gemlens.records.feature import FeatureLabel, FeaturePage
+    from gemlens.report.feature_html import feature_to_html
+    from gemlens.report.feature_json import feature_to_json
     from gemlens.report.html import to_html
     from gemlens.report.json import to_json, to_jsonl
+    from gemlens.scope.evidence import Evidence, load_evidence
     from gemlens.scope.features import Features
     from gemlens.scope.load import load_clt, load_crosscoder, load_sae, load_transcoder
     from gemlens.scope.multilayer import MultiLayer
@@ -38,7 +42,9 @@ if TYPE_CHECKING:
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
+    from gemlens.study.feature import feature_page, feature_pages
     from gemlens.study.fidelity import fidelities, fidelity
+    from gemlens.study.glance import evidence_of
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
     from gemlens.train.config import FitConfig
@@ -49,6 +55,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessError",
     "Analysis",
+    "Evidence",
+    "FeatureLabel",
+    "FeaturePage",
     "Features",
     "Fidelity",
     "FitConfig",
@@ -67,10 +76,16 @@ __all__ = [
     "__version__",
     "analyze",
     "analyze_many",
+    "evidence_of",
+    "feature_page",
+    "feature_pages",
+    "feature_to_html",
+    "feature_to_json",
     "fidelities",
     "fidelity",
     "fit",
     "load_clt",
+    "load_evidence",
     "load_crosscoder",
     "load_model",
     "load_sae",
@@ -100,8 +115,12 @@ _HOME = {
     "lm.gemma": ["Model"],
     "lm.load": ["load_model"],
     "records": ["Analysis", "Fidelity"],
+    "records.feature": ["FeatureLabel", "FeaturePage"],
+    "report.feature_html": ["feature_to_html"],
+    "report.feature_json": ["feature_to_json"],
     "report.html": ["to_html"],
     "report.json": ["to_json", "to_jsonl"],
+    "scope.evidence": ["Evidence", "load_evidence"],
     "scope.features": ["Features"],
     "scope.load": ["load_clt", "load_crosscoder", "load_sae", "load_transcoder"],
     "scope.multilayer": ["MultiLayer"],
@@ -109,7 +128,9 @@ _HOME = {
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
+    "study.feature": ["feature_page", "feature_pages"],
     "study.fidelity": ["fidelities", "fidelity"],
+    "study.glance": ["evidence_of"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
     "train.config": ["FitConfig"],

@@ -18,6 +18,7 @@ of the client's exception: that class depends on the client's version and on whe
 
 The hub is asked for a file's ETag on every `fetch` without a commit hash; if it cannot be reached, the cached file is
 used. An interrupted download goes on where it stopped with client 0.36; client 2.x starts that file anew.
+``gemlens.ranges`` reads parts of files, with the same client and these same words for what fails.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from urllib.parse import urlsplit
 
 from gemlens.errors import AccessError, GemlensError, InputError, NetworkError, NotFoundError, OutputError, nearest
 
-__all__ = ["commit_of", "fetch", "is_repo_id", "list_files", "load_dotenv", "snapshot"]
+__all__ = [
+    "Asked", "client", "commit_of", "explained", "fetch", "is_repo_id", "list_files", "load_dotenv", "snapshot",
+]  # fmt: skip
 
 SITE = "https://huggingface.co"
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -49,7 +52,7 @@ _SYSTEM = {"builtins", "socket", "ssl"}
 _BROKEN_OFF = {"ChunkedEncodingError", "RemoteProtocolError", "ReadError", "IncompleteRead"}
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """What was asked of the hub; prints as it should stand in a message."""
 
     repo: str
@@ -71,11 +74,11 @@ def is_repo_id(name: str) -> bool:
 
 def fetch(repo: str, filename: str, *, revision: str | None = None) -> Path:
     """Return the path of one file of ``repo``, downloaded unless the cache has it."""
-    with _explained(_Asked(repo, revision, filename)):
+    with explained(Asked(repo, revision, filename)):
         path = PurePosixPath(filename)
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise InputError(f"{filename!r} is not a file inside {repo}: give its path as the repository lists it")
-        return Path(_client().hf_hub_download(repo, filename, revision=revision))
+        return Path(client().hf_hub_download(repo, filename, revision=revision))
 
 
 def snapshot(repo: str, *, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -84,9 +87,9 @@ def snapshot(repo: str, *, patterns: Sequence[str], revision: str | None = None)
     NOTE: when the hub cannot be reached, the cached folder is returned as it is. Client 2.x refuses one with gaps if
     an earlier snapshot left it the list of files, client 0.36 never does: a reader must check for what it needs.
     """
-    asked = _Asked(repo, revision)
-    with _explained(asked):
-        hub = _client()
+    asked = Asked(repo, revision)
+    with explained(asked):
+        hub = client()
         folder = Path(hub.snapshot_download(repo, allow_patterns=list(patterns), revision=revision))
         present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         if any(hub.utils.filter_repo_objects(present, allow_patterns=list(patterns))):
@@ -97,9 +100,9 @@ def snapshot(repo: str, *, patterns: Sequence[str], revision: str | None = None)
 
 def list_files(repo: str, *, revision: str | None = None) -> list[str]:
     """Return the path of every file of ``repo``, sorted; always asks the hub."""
-    with _explained(_Asked(repo, revision, listing=True)):
+    with explained(Asked(repo, revision, listing=True)):
         # A new HfApi, since the module-level functions keep the endpoint of the first import.
-        return sorted(_client().HfApi().list_repo_files(repo, revision=revision))
+        return sorted(client().HfApi().list_repo_files(repo, revision=revision))
 
 
 def commit_of(path: Path) -> str | None:
@@ -139,7 +142,8 @@ def _unquoted(value: str) -> str:
     return re.sub(r"(^|\s)#.*", "", value).strip()
 
 
-def _client() -> ModuleType:
+def client() -> ModuleType:
+    """The `huggingface_hub` package."""
     # Client 2.x otherwise puts the torch version in every request, and asks the hub for a list of programs to look for.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
@@ -148,7 +152,7 @@ def _client() -> ModuleType:
 
 
 @contextmanager
-def _explained(asked: _Asked) -> Iterator[None]:
+def explained(asked: Asked) -> Iterator[None]:
     """Turn what the client raises into a GemlensError; mistakes of ours (TypeError, ...) and Ctrl-C pass."""
     try:
         yield
@@ -174,7 +178,7 @@ def _token_is_unusable(error: Exception) -> bool:
     return getattr(error, "response", None) is None and "Bearer " in str(error)
 
 
-def _translate(error: Exception, asked: _Asked) -> GemlensError:
+def _translate(error: Exception, asked: Asked) -> GemlensError:
     """Name what was asked, what went wrong and the next step, on one line."""
     from huggingface_hub import constants, errors
 
@@ -214,7 +218,7 @@ def _translate(error: Exception, asked: _Asked) -> GemlensError:
     )
 
 
-def _refusal(asked: _Asked, status: int, code: str, token_sent: bool, said: str) -> GemlensError:
+def _refusal(asked: Asked, status: int, code: str, token_sent: bool, said: str) -> GemlensError:
     """What an HTTP error of the hub means; the table is in the module's docstring."""
     page = f"{SITE}/{asked.repo}"
     if code == "GatedRepo" and token_sent:
@@ -254,7 +258,7 @@ def _refusal(asked: _Asked, status: int, code: str, token_sent: bool, said: str)
     return NetworkError(f"the hub answered {status} for {asked} ({said}): try again later; {_OFFLINE_HELP}")
 
 
-def _near(asked: _Asked) -> str:
+def _near(asked: Asked) -> str:
     """The names beside the first part of the path that does not exist, or where to look them up."""
     parts = (asked.filename or "").split("/")
     try:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from gemlens.lm.gemma import Model
     from gemlens.records import Analysis
+    from gemlens.records.feature import FeaturePage
     from gemlens.report.files import Kind
     from gemlens.scope.sae import SAE
 
@@ -135,7 +136,8 @@ def _one(
     with busy(console, f"Reading the prompt and up to {new} new tokens" if new else "Reading the prompt"):
         analysis = _study(model, dictionaries, prompt, settings)
     # Before the table: whoever pipes that into `head` wants the files none the less.
-    written = [export(analysis, kind, out_dir) for kind in kinds]
+    evidence = _evidence(analysis, kinds)
+    written = [export(analysis, kind, out_dir, evidence=evidence) for kind in kinds]
     with results() as table:
         render(analysis, table)
     for path in written:
@@ -170,9 +172,10 @@ def _many(
         advance = stack.enter_context(_progress(console, len(prompts)))
         add = stack.enter_context(parquet_file(out_dir / f"{REPORT}.parquet")) if "parquet" in kinds else None
         for index, analysis in enumerate(_studies(model, dictionaries, prompts, settings, advance)):
+            evidence = _evidence(analysis, kinds)
             for kind in kinds:
                 if kind not in _FOR_ALL:
-                    export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}")
+                    export(analysis, kind, out_dir / "reports", name=f"{index + 1:0{digits}}", evidence=evidence)
             if "jsonl" in kinds:
                 rows.append(to_jsonl(analysis, prompt_index=index))
             if add is not None:
@@ -242,6 +245,15 @@ def _studies(
     pairs = ((prompt.text, prompt.system) for prompt in prompts)
     options = {name: settings[name] for name in ("chat", "top_k")}
     yield from analyze_many(model, dictionaries, pairs, **options, report=report)
+
+
+def _evidence(analysis: Analysis, kinds: list[Kind]) -> dict[int, dict[int, FeaturePage]]:
+    """For the page, what is at hand on the features that it names."""
+    if "html" not in kinds:
+        return {}
+    from gemlens.study.glance import evidence_of
+
+    return evidence_of(analysis)
 
 
 def _study(model: Model, dictionaries: list[SAE], prompt: Prompt, settings: dict[str, Any]) -> Analysis:

@@ -20,6 +20,7 @@ from gemlens.app.catalog import catalog
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.export import export
+from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
@@ -61,6 +62,7 @@ def _root(
 
 
 app.command(short_help="Which features fire on each token of a text.")(analyze)
+app.command(short_help="What a feature means: its strongest examples, what it writes.")(feature)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)

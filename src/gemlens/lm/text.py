@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.lm.gemma import Model
+from gemlens.lm.vocabulary import spell
 
 __all__ = ["encode_documents", "encode_prompt", "pieces", "prompt_text", "texts"]
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def encode_prompt(model: Model, text: str, *, room: int = 0) -> Tensor:
@@ -91,37 +89,9 @@ def pieces(model: Model, ids: Sequence[int]) -> list[str]:
 
 
 def texts(model: Model, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the decoded text; joined, they are the text.
+    """What each token adds to the decoded text; joined, they are the text. See ``vocabulary.spell``."""
 
-    A character that the vocabulary lacks is spelled by several byte tokens: the last of them adds the character,
-    the others add nothing. A byte that belongs to no character adds U+FFFD. (``tokenizers`` gives up all characters
-    of a row of byte tokens when one byte in it is astray, as when an answer ends inside a character; here the whole
-    ones survive.)
-    """
-    added: list[str] = []
-    run = bytearray()
-    for token, piece in zip(ids, pieces(model, ids), strict=True):
-        if byte := _BYTE.fullmatch(piece):
-            run.append(int(byte[1], 16))
-            continue
-        added += _characters(run)
-        run.clear()
-        added.append(str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False)))
-    return added + _characters(run)
+    def decode(index: int) -> str:
+        return str(model.tokenizer.decode([ids[index]], clean_up_tokenization_spaces=False))
 
-
-def _characters(run: bytes | bytearray) -> list[str]:
-    """What each byte adds to the text."""
-    added: list[str] = []
-    while len(added) < len(run):
-        start = len(added)
-        # UTF-8 is prefix-free: the shortest that decodes is the character.
-        for size in range(1, 5):
-            try:
-                added += [""] * (size - 1) + [bytes(run[start : start + size]).decode()]
-                break
-            except UnicodeDecodeError:
-                continue
-        else:
-            added.append("\ufffd")
-    return added
+    return spell(pieces(model, ids), decode)

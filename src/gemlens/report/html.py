@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from gemlens.records import Analysis, TokenRecord
+from gemlens.records.feature import FeaturePage
 from gemlens.report import visible
+from gemlens.report.glance import glances
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.summary import columns, l0, peaks, scale, strongest
@@ -24,11 +26,17 @@ __all__ = ["to_html"]
 STRONGEST = 20
 
 Labels = Mapping[int, Mapping[int, str]]
+Evidence = Mapping[int, Mapping[int, FeaturePage]]
 
 
-def to_html(analysis: Analysis, *, labels: Labels | None = None) -> str:
-    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called."""
-    named = labels or {}
+def to_html(analysis: Analysis, *, labels: Labels | None = None, evidence: Evidence | None = None) -> str:
+    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called.
+
+    Args:
+        evidence: dictionary index -> feature -> its page (``evidence_of``): what else a feature fires on, and what it
+            promotes, is then shown when a reader points at it or chooses it.
+    """
+    named, known = labels or {}, evidence or {}
     return render(
         "analysis",
         analysis=analysis,
@@ -37,8 +45,12 @@ def to_html(analysis: Analysis, *, labels: Labels | None = None) -> str:
         generated=sum(token.is_generated for token in analysis.tokens),
         data={
             "tokens": [_token(token) for token in analysis.tokens],
-            "dictionaries": [_dictionary(analysis, k, named.get(k, {})) for k in range(len(analysis.dictionaries))],
+            "dictionaries": [
+                _dictionary(analysis, k, named.get(k, {}), known.get(k, {})) for k in range(len(analysis.dictionaries))
+            ],
         },
+        has_evidence=any(known.values()),
+        also=("glance",) if any(known.values()) else (),
     )
 
 
@@ -74,7 +86,9 @@ def _token(token: TokenRecord) -> dict[str, Any]:
     }
 
 
-def _dictionary(analysis: Analysis, k: int, labels: Mapping[int, str]) -> dict[str, Any]:
+def _dictionary(
+    analysis: Analysis, k: int, labels: Mapping[int, str], evidence: Mapping[int, FeaturePage]
+) -> dict[str, Any]:
     dictionary, active = analysis.dictionaries[k], analysis.activations[k]
     tops = [[f for f in token.features if f.dictionary == k] for token in analysis.tokens]
     summary = strongest(analysis, k, STRONGEST)
@@ -102,6 +116,7 @@ def _dictionary(analysis: Analysis, k: int, labels: Mapping[int, str]) -> dict[s
             for s in summary
         ],
         "labels": {str(feature): labels[feature] for feature in sorted(named) if labels.get(feature)},
+        "evidence": glances({feature: page for feature, page in evidence.items() if feature in named}),
     }
 
 

@@ -25,12 +25,20 @@ _JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029\x
 }
 
 
-def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, **context: Any) -> str:
+def render(
+    name: str,
+    *,
+    facts: Sequence[tuple[str, str]],
+    data: object = None,
+    also: Sequence[str] = (),
+    **context: Any,
+) -> str:
     """Render ``templates/<name>.html.j2``, which extends ``page.html.j2``.
 
     Style and script are ``static/page.css`` and ``.js``, then ``<name>.css`` and ``.js`` where there are such.
 
     Args:
+        also: further styles and scripts, by their names in ``static``.
         facts: names and values for the footer: what made it.
         data: for the script, which finds it as JSON.
     """
@@ -44,7 +52,7 @@ def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (_static("page" + kind) + _static(name + kind) for kind in (".css", ".js"))
+    style, script = ("".join(_static(part + kind) for part in ("page", name, *also)) for kind in (".css", ".js"))
     html = environment.get_template(f"{name}.html.j2").render(
         policy=(
             f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "

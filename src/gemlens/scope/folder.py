@@ -6,6 +6,7 @@ All files of one dictionary come from one commit: that of the first file that wa
 from __future__ import annotations
 
 import json
+import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from gemlens import hub
 from gemlens.errors import NetworkError, NotFoundError, WeightsError
+from gemlens.parts import LocalParts, Parts
+from gemlens.ranges import cached_file, find_parts
 from gemlens.records import DictionaryInfo
 from gemlens.scope.catalog import neuronpedia_id
 from gemlens.sites import Site
@@ -40,6 +43,17 @@ class Folder(ABC):
     @abstractmethod
     def need(self, name: str) -> Path:
         """A file that must be there; whoever reads it says what is missing."""
+
+    @abstractmethod
+    def parts(self, name: str) -> Parts | None:
+        """A file to be read in parts, without the rest of it, or None if there is none of that name.
+
+        Args:
+            name: may lead up, as ``../../tokens.safetensors`` does, but not out of the release.
+
+        Raises:
+            WeightsError: it does; and what ``Parts`` raise.
+        """
 
     @property
     @abstractmethod
@@ -81,6 +95,12 @@ class LocalFolder(Folder):
     def need(self, name: str) -> Path:
         return self.root / name
 
+    def parts(self, name: str) -> Parts | None:
+        # A dictionary that is named by its own folder lies at most two below its release: category and id.
+        _check_inside(self.path or "category/id", name, self.root)
+        file = self.find(posixpath.normpath(name))
+        return LocalParts(file) if file else None
+
     @property
     def said(self) -> str:
         return self.root.absolute().as_posix()
@@ -116,6 +136,22 @@ class HubFolder(Folder):
                 raise
             return None
 
+    def parts(self, name: str) -> Parts | None:
+        """From the cache if it has the file, else by ranges from the hub."""
+        _check_inside(self._inside, name, self.said)
+        file, revision = posixpath.normpath(self._in_repo(name)), self._commit or self._asked
+        if cached := cached_file(self.release, file, revision):
+            self._commit = self._commit or hub.commit_of(cached)
+            return LocalParts(cached)
+        try:
+            found = find_parts(self.release, file, revision=revision)
+        except NetworkError:
+            if not _known_to_be_absent(self.release, file, revision):
+                raise
+            return None
+        self._commit = self._commit or (found.revision if found else None)
+        return found
+
     @property
     def said(self) -> str:
         return f"{self.release}/{self.path}"
@@ -123,6 +159,11 @@ class HubFolder(Folder):
     @property
     def revision(self) -> str | None:
         return self._commit
+
+
+def _check_inside(path: str, name: str, where: object) -> None:
+    if posixpath.normpath(posixpath.join(path, name)).startswith(("..", "/")):
+        raise WeightsError(f"{where} names a file outside of its release ({name[:80]!r}); it is not read")
 
 
 def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
@@ -134,12 +175,7 @@ def _known_to_be_absent(repo: str, filename: str, revision: str | None) -> bool:
 
 def is_cached(repo: str, filename: str, revision: str | None) -> bool:
     """Whether a file of a repository can be had without the hub."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        return isinstance(try_to_load_from_cache(repo, filename, revision=revision), str)
-    except ValueError:  # no name that a repository can have: the hub's client will say so
-        return False
+    return cached_file(repo, filename, revision) is not None
 
 
 def read_config(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

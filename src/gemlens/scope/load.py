@@ -17,25 +17,16 @@ import torch
 from gemlens import hub
 from gemlens.errors import GemlensError, InputError, NotFoundError, nearest
 from gemlens.paths import local_folder
-from gemlens.scope import catalog
 from gemlens.scope.folder import Folder, HubFolder, LocalFolder, is_cached
 from gemlens.scope.formats import FORMATS, Format, dictionaries_below, likeliest_first
 from gemlens.scope.formats.gemma_scope_2_layers import names_crosscoder
 from gemlens.scope.formats.layout import Target
 from gemlens.scope.multilayer import MultiLayer
+from gemlens.scope.names import hub_place, split_id
 from gemlens.scope.sae import SAE
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
 
 __all__ = ["load_clt", "load_crosscoder", "load_sae", "load_transcoder", "locate", "split_id"]
-
-
-def split_id(sae_id: str, category: str | None) -> tuple[str, str]:
-    """``("resid_post/layer_12_…", any)`` or ``("layer_12_…", "resid_post")`` -> category, id.
-
-    A category inside the id wins; without either the category is empty (a folder that holds the files itself).
-    """
-    inside, _, name = sae_id.strip("/").rpartition("/")
-    return inside or (category or ""), name
 
 
 def load_sae(
@@ -144,26 +135,8 @@ def locate(
     root = starter_root() if release == STARTER_RELEASE else local_folder(release)
     if root:
         return _in_folder(release, root, [path, name], over_layers=over_layers)
-    repo, path = _named(release, name, path)
+    repo, path = hub_place(release, name, path)
     return _in_repo(repo, [path, name], revision, over_layers=over_layers)
-
-
-def _named(release: str, name: str, path: str) -> tuple[str, str]:
-    """Hub repository and path of what may be SAELens' names, or a repository's short ones."""
-    if hub.is_repo_id(release):
-        try:
-            entry = catalog.resolve(release, path)
-        except NotFoundError:  # the catalogue does not know all repositories, nor all that is in those it knows
-            return release, path
-        return entry.repo, entry.path
-    releases = {entry.release for entry in catalog.entries()}
-    if release not in releases:
-        raise NotFoundError(
-            f"{release[:200]!r} is neither a folder nor a hub repository (owner/name), and no release of the "
-            f"catalogue: {nearest(release[:200], releases)}; starter needs no network"
-        )
-    entry = catalog.resolve(release, name)
-    return entry.repo, entry.path
 
 
 # Both are given a path with the category and the bare name: a category that only stands in for none does not hide

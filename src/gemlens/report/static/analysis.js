@@ -62,6 +62,7 @@
     for (const button of document.querySelectorAll(".choose"))
       button.setAttribute("aria-pressed", String(Number(button.dataset.feature) === view.feature));
     readout();
+    document.dispatchEvent(new CustomEvent("shaded", { detail: view.feature }));
   }
 
   function choose(feature) {

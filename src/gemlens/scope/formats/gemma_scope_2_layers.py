@@ -22,10 +22,11 @@ from typing import Any
 
 from gemlens.errors import NotFoundError, WeightsError
 from gemlens.scope.folder import Folder, LocalFolder, read_config
-from gemlens.scope.formats.gemma_scope_2 import LAYOUT, check_config, check_skip, model_name
+from gemlens.scope.formats.gemma_scope_2 import LAYOUT, check_config, check_skip
 from gemlens.scope.formats.int8 import is_quantized, read_weights
 from gemlens.scope.formats.layout import Target, check_layers
 from gemlens.scope.multilayer import Layer, MultiLayer
+from gemlens.scope.names import model_name
 from gemlens.scope.weights import open_safetensors
 from gemlens.sites import Site, parse_hook_point
 
