@@ -27,7 +27,7 @@ HEAVY = {
     "pyarrow",
 }
 
-LEAVES = {"batched", "errors", "files", "hub", "paths", "records", "sites"}
+LEAVES = {"batched", "errors", "files", "hub", "parts", "paths", "records", "sites"}
 MAY_IMPORT = {
     "scope": LEAVES,
     "lm": LEAVES,
