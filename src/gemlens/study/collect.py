@@ -51,8 +51,8 @@ from gemlens.study.fit_check import check_fit
 __all__ = ["COLLECTING", "collect_features"]
 
 COLLECTING = "collecting.safetensors"
-SAVE_SECONDS = 30.0
-_SAVING = 20
+SAVE_SECONDS = 60.0
+_SAVING = 50
 """Time between two savings, at least so many times as long as one takes."""
 _RUN = "*"
 """Among the parts of a checkpoint, which have the dictionaries' paths: how far the reading is."""
