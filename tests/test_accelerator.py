@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cli_helpers import make_world, run
+from gemlens.data.checkpoint import CHECKPOINT
 from gemlens.lm.load import load_model
 from gemlens.scope.load import load_sae
 from gemlens.sites import parse_site
@@ -13,7 +14,6 @@ from gemlens.study.analyze import analyze, analyze_many
 from gemlens.study.fidelity import fidelity, rows_of
 from gemlens.study.set_fidelity import set_fidelity
 from gemlens.train import run as run_module
-from gemlens.train.checkpoint import CHECKPOINT
 from gemlens.train.fit import fit
 from gemlens.train.learner import Learner
 from gemlens.train.run import train

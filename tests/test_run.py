@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from gemlens.data.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from gemlens.errors import InputError, OutputError, WeightsError
 from gemlens.scope.load import load_clt, load_sae
 from gemlens.scope.multilayer import MultiLayer
 from gemlens.sites import parse_site
 from gemlens.study.fidelity import rows_of
 from gemlens.train import run as run_module
-from gemlens.train.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from gemlens.train.config import FitConfig
 from gemlens.train.fit import fit
 from gemlens.train.names import named

@@ -19,6 +19,7 @@ from gemlens.app.analyze import analyze
 from gemlens.app.catalog import catalog
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
+from gemlens.app.encode import encode
 from gemlens.app.export import export
 from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
@@ -67,6 +68,7 @@ app.command(short_help="How well a dictionary stands in for what it reads.")(fid
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
+app.command(short_help="Saved activations of any tool to sparse features.")(encode)
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

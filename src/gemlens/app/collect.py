@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemlens.app.collect_features import features
 from gemlens.app.console import notes, tell
 from gemlens.app.load import load_model_only
 from gemlens.app.options import (
@@ -22,6 +21,7 @@ from gemlens.app.options import (
     parse_count,
 )
 from gemlens.app.output import prepared
+from gemlens.app.token_bar import token_bar
 from gemlens.errors import InputError
 from gemlens.sites import parse_site
 
@@ -40,6 +40,9 @@ def _root(context: typer.Context) -> None:
     """Read a lot of text with a model, and keep what it computes."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+collect.command(short_help="Evidence of what features mean: examples, histograms, logits.")(features)
 
 
 @collect.command(short_help="Activations at a few sites, to train dictionaries on.")
@@ -89,7 +92,7 @@ def activations(
         model, _ = load_model_only(console, model_id, device=device.value, dtype=dtype.value)
         from gemlens.train.collect import collect_activations
 
-        with _progress(console) as report:
+        with token_bar(console) as report:
             try:
                 store = collect_activations(
                     model,
@@ -120,22 +123,3 @@ def _announce(console: Console, out: Path, info: StoreInfo, size: int) -> None:
             console,
             f"writing {whole / 1e6:,.1f} MB to {out}: {info.tokens:,} tokens of {info.token_bytes:,} bytes{rest}",
         )
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Tokens done, tokens a second and time left; nothing where nothing can move."""
-    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    if not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-
-    class Speed(TextColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.completed:,.0f} tokens, {task.speed or 0:,.0f} a second")
-
-    with Progress(Speed(""), BarColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -77,12 +77,12 @@ def from_texts(
     if passes < 1:
         raise InputError(f"--passes {passes}: the texts have to be read at least once")
     model, _ = load_model_only(console, model_id, device=device, dtype=dtype)
+    from gemlens.data.corpus import text_identity
     from gemlens.data.mix import mixed
     from gemlens.lm.gemma import module_at
     from gemlens.lm.stream import activation_stream
     from gemlens.study.fidelity import rows_of
     from gemlens.study.fit_check import site_width
-    from gemlens.train.collect import text_identity
     from gemlens.train.stream import ShuffledStream, harvest
 
     if not 2 <= row_length <= model.context:

@@ -6,6 +6,7 @@ Rows follow the project's protocol: documents are joined (their tokens follow on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from gemlens.batched import batched
 from gemlens.data.hub_dataset import PREFIX, HubDataset
 from gemlens.errors import InputError, NotFoundError
 
-__all__ = ["Text", "documents", "pack", "read_documents", "read_pieces"]
+__all__ = ["Text", "documents", "pack", "read_documents", "read_pieces", "text_identity"]
 
 Encode = Callable[[list[str]], list[list[int]]]
 """Texts to token ids, without BOS."""
@@ -60,6 +61,15 @@ def documents(paths: Sequence[str | Path]) -> list[Text]:
         else:
             found.append(path)
     return found
+
+
+def text_identity(text: Text) -> dict[str, Any]:
+    """``name``, ``bytes`` and ``sha256`` of a file; of a data set of the hub the name alone."""
+    if not isinstance(text, Path):
+        return {"name": str(text), "bytes": None, "sha256": None}
+    with text.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": text.name, "bytes": text.stat().st_size, "sha256": digest}
 
 
 def read_documents(source: Text, field: str = "text") -> Iterator[str]:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemlens.data.activations import MANIFEST, ActivationStore, StoreInfo, open_store
-from gemlens.data.corpus import Text, pack
+from gemlens.data.corpus import Text, pack, text_identity
 from gemlens.data.mix import mixed
 from gemlens.errors import InputError, OutputError, WeightsError
 from gemlens.files import check_folder
@@ -27,7 +26,7 @@ from gemlens.lm.stream import TOGETHER, activation_stream
 from gemlens.lm.text import encode_documents
 from gemlens.sites import Site
 
-__all__ = ["collect_activations", "text_identity"]
+__all__ = ["collect_activations"]
 
 SHARD_BYTES = 128 << 20
 
@@ -102,15 +101,6 @@ def _describe(model: Model, texts: Sequence[Text], sites: Sequence[Site], **aske
         shard_tokens=passes * TOGETHER * (asked["row_length"] - 1),
         **asked,
     )
-
-
-def text_identity(text: Text) -> dict[str, Any]:
-    """``name``, ``bytes`` and ``sha256`` of a file; of a data set of the hub the name alone."""
-    if not isinstance(text, Path):
-        return {"name": str(text), "bytes": None, "sha256": None}
-    with text.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": text.name, "bytes": text.stat().st_size, "sha256": digest}
 
 
 def _taken_up(folder: Path, info: StoreInfo) -> ActivationStore:

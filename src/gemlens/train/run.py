@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemlens.data.checkpoint import Checkpoint, check_same
 from gemlens.errors import InputError, WeightsError
 from gemlens.files import check_folder
 from gemlens.records import Training
 from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
-from gemlens.train.checkpoint import Checkpoint, check_same
 from gemlens.train.config import FitConfig
 from gemlens.train.curves import Recorder
 from gemlens.train.fit import SAMPLE

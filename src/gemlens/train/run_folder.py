@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from gemlens.data.checkpoint import CHECKPOINT, Checkpoint, State, read_checkpoint, write_checkpoint
 from gemlens.errors import InputError, OutputError
 from gemlens.files import check_folder, told
-from gemlens.train.checkpoint import CHECKPOINT, Checkpoint, State, read_checkpoint, write_checkpoint
 from gemlens.train.ranks import Place, Ranks
 
 __all__ = ["RunFolder", "has_checkpoint"]

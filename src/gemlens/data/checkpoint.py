@@ -1,7 +1,7 @@
 """A checkpoint: everything a run needs to go on, in one safetensors file, so that no two halves can ever disagree.
 
 Tensors are called ``PART:NAME``. What is no tensor stands as JSON in the file's metadata, under ``gemlens``: numbers
-by part and name, and what was trained, so that another run can be told from this one.
+by part and name, and what the run is, so that another one can be told from it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _DTYPES = {
     torch.float64: "F64",
     torch.int64: "I64",
     torch.float32: "F32",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.uint8: "U8",
@@ -35,9 +36,9 @@ State = Mapping[str, Tensor | float | int]
 
 class Checkpoint(NamedTuple):
     about: dict[str, Any]
-    """What was trained, as JSON values."""
+    """What the run is, as JSON values."""
     parts: dict[str, dict[str, Tensor | float | int]]
-    """States of learners, curves and the stream, by part."""
+    """States by part: of learners, curves and a stream; of counts and examples."""
 
 
 def write_checkpoint(path: Path, about: Mapping[str, Any], parts: Mapping[str, State]) -> None:
@@ -102,7 +103,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
                 parts[part][name] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path} is no whole checkpoint ({reason}); delete it to train anew") from error
+        raise WeightsError(f"{path} is no whole checkpoint ({reason}); delete it to begin anew") from error
     return Checkpoint(content["about"], parts)
 
 
@@ -110,9 +111,7 @@ def check_same(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -
     """Raise InputError where a checkpoint is of another run, naming the first field that differs and both values."""
     asked = json.loads(json.dumps(asked))  # tuples as lists
     if difference := _difference(saved, asked):
-        raise InputError(
-            f"{path} is of another run: {difference}; train into another folder, or delete it to train anew"
-        )
+        raise InputError(f"{path} is of another run: {difference}; name another folder, or delete it to begin anew")
 
 
 def _difference(saved: Any, asked: Any, name: str = "") -> str | None:
