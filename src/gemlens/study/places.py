@@ -22,7 +22,7 @@ from gemlens.scope.sae import SAE
 from gemlens.scope.selected import Selected, select
 from gemlens.study.analysis import chat_opening
 
-__all__ = ["Active", "Places", "Positions", "active", "generated", "last"]
+__all__ = ["Active", "Places", "Positions", "active", "generated", "in_words", "last"]
 
 Positions = int | slice | Sequence[int] | Callable[[Tokens], Tensor] | None
 """None is all tokens. Numbers and slices count from 0 over the whole text, negative ones back from the prompt's end:
@@ -154,3 +154,19 @@ def _check_text(positions: Positions, tokens: Tokens, counted: Tensor) -> None:
                 f"position {each} is left out: it is BOS, or opens a chat, on which no dictionary was trained; "
                 "take a later one, or give bos=True"
             )
+
+
+def in_words(positions: Positions, where: Active | None) -> str:
+    """For records: where an edit acts."""
+    said = "all tokens"
+    if isinstance(positions, slice):
+        start, stop = positions.start or 0, "" if positions.stop is None else positions.stop
+        said = f"positions {start}:{stop}" + (f":{positions.step}" if positions.step else "")
+    elif callable(positions):
+        named: dict[Callable[[Tokens], Tensor], str] = {last: "the prompt's last token", generated: "generated tokens"}
+        said = named.get(positions, "tokens that a function chooses")
+    elif positions is not None:
+        said = f"position {', '.join(map(str, _numbers(positions)))}"
+    return (
+        said if where is None else f"{said} where {where.feature.named(where.feature.ids[0])} exceeds {where.above:g}"
+    )
