@@ -169,12 +169,11 @@ class Steering:
     @property
     def unit(self) -> str:
         """What a strength is counted in."""
-        whole = {"max": "of the maximum activation", "norm": "of the norm at the site", None: "in activations"}
         if self.mode == "scale":
-            return "times the activation"
-        return (
-            "times the direction" if self.dictionary is None and self.relative_to is None else whole[self.relative_to]
-        )
+            return "multiples of the activation"
+        if self.relative_to is None:
+            return "activations" if self.dictionary is not None else "multiples of the direction"
+        return "maximum activations" if self.relative_to == "max" else "norms of what passes the site"
 
     def _repr_html_(self) -> str:
         from gemlens.report.edits_notebook import steering_view
