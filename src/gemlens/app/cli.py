@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from gemlens import __version__
+from gemlens.app.ablate import ablate
 from gemlens.app.analyze import analyze
 from gemlens.app.catalog import catalog
 from gemlens.app.collect import collect
@@ -23,6 +24,7 @@ from gemlens.app.encode import encode
 from gemlens.app.export import export
 from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
+from gemlens.app.steer import steer
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
@@ -64,6 +66,8 @@ def _root(
 
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="What a feature means: its strongest examples, what it writes.")(feature)
+app.command(short_help="What predictions lose when features are taken out.")(ablate)
+app.command(short_help="What a model says with features turned up and down.")(steer)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gemlens.errors import MismatchError, WeightsError
 from gemlens.lm.hooks import StopForward, read, replaced, write
-from gemlens.lm.sampling import Nucleus
+from gemlens.lm.sampling import sampling_options
 from gemlens.sites import Side, Site
 
 if TYPE_CHECKING:
@@ -228,26 +228,25 @@ def generate(
     temperature: float = 0.7,
     top_p: float = 0.95,
     greedy: bool = False,
+    alike: bool = False,
     seed: int = 0,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
     """Continue a text and keep the activations that the model computed on the way.
 
     Args:
-        tokens: [1, n] ids.
+        tokens: [batch, n] ids without padding.
         sites: what to read.
+        alike: draw the same random numbers for all texts of the batch, so that only what differs in them makes them
+            differ.
 
     Returns:
-        [1, n + new] ids, and for each site [1, n + new, d]. The last token is sampled but never read by
-        ``generate``; it is run through the cache once more, no deeper than the deepest site.
+        [batch, n + new] ids, <pad> behind a text that ended, and for each site [batch, n + new, d]. The last token is
+        sampled but never read by ``generate``; it is run through the cache once more, no deeper than the deepest site.
 
     Raises:
         WeightsError: the activations are not finite.
     """
-    sampling: dict[str, Any] = {"do_sample": False}
-    if not greedy and temperature > 0:
-        # Logits divided by less than 1e-6 may overflow. top_k=0: no cut but the one that was asked for.
-        nucleus = Nucleus(max(float(temperature), 1e-6), top_p)
-        sampling = {"do_sample": True, "logits_processor": [nucleus], "top_k": 0}
+    sampling = sampling_options(0.0 if greedy else float(temperature), top_p, alike=alike)
     tokens = tokens.to(model.device)
     with reading(model, sites) as found, torch.random.fork_rng(), _own_settings(model):
         torch.manual_seed(seed)
@@ -260,6 +259,8 @@ def generate(
             **sampling,
         )
     ids = output.sequences
+    if not sites:
+        return ids, {}
     with reading(model, sites, stop=True) as last, suppress(StopForward):
         model.backbone(input_ids=ids[:, -1:], past_key_values=output.past_key_values, use_cache=True)
     result = {site: torch.cat([*found[site], *last[site]], dim=1) for site in found}

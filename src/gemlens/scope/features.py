@@ -61,6 +61,14 @@ class Features:
         out[self.tokens[hit], column] = self.values[hit]
         return out
 
+    def without(self, feature_ids: Iterable[int]) -> Features:
+        """The same with some features silent."""
+        left_out = torch.tensor(sorted(set(feature_ids)), dtype=torch.int64, device=self.ids.device)
+        kept = ~torch.isin(self.ids, left_out)
+        counts = torch.bincount(self.tokens[kept], minlength=len(self))
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Features(indptr, self.ids[kept], self.values[kept], self.width)
+
     def dense(self) -> Tensor:
         """[n, width]"""
         out = self.values.new_zeros(len(self), self.width)

@@ -34,7 +34,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.outputs import Dictionary, make, outputs
 
-__all__ = ["Errors", "Transcoders", "cached_errors", "errors_of", "replaced", "sites_of"]
+__all__ = ["Errors", "Transcoders", "cached_errors", "errors_of", "reconstructors", "replaced", "sites_of"]
 
 Transcoders = Sequence[SAE] | MultiLayer
 """One transcoder for each of some layers, or a CLT."""
@@ -109,7 +109,7 @@ def replaced(
     """
     with ExitStack() as stack:
         for dictionary in _checked(transcoders):
-            for reads, writes, recon in _reconstructors(dictionary):
+            for reads, writes, recon in reconstructors(dictionary):
                 [found] = stack.enter_context(reading(model, [reads])).values()
                 stack.enter_context(writing(model, writes, _edit(found, recon, writes, errors, read)))
         yield
@@ -133,7 +133,7 @@ def _edit(
     return edit
 
 
-def _reconstructors(dictionary: Dictionary) -> Iterator[tuple[Site, Site, Callable[[Tensor], Tensor]]]:
+def reconstructors(dictionary: Dictionary) -> Iterator[tuple[Site, Site, Callable[[Tensor], Tensor]]]:
     """What each output reads and writes, and how [n, d_in] become [n, d_out]; to be called in the pass's order."""
     if isinstance(dictionary, SAE):
         yield dictionary.reads, dictionary.writes, dictionary.reconstruct
