@@ -28,7 +28,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
 
-__all__ = ["Study", "Text", "analyses", "provenance_of", "text_of"]
+__all__ = ["Study", "Text", "analyses", "at_tokens", "chat_opening", "counted", "provenance_of", "text_of"]
 
 _CHAT_OPENING = "<start_of_turn>user\n"
 # A model or a release, as google/gemma-3-270m-it, gemma-scope-2-270m-it, gemma-scope-2-270m-it-res.
@@ -103,12 +103,12 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
         read_out: for each site of the dictionaries [tokens of all texts, d], one text after the other.
     """
     infos = tuple(dictionary.info for dictionary in study.dictionaries)
-    opening = _chat_opening(study.model, infos)
-    counted = [_counted(text.ids, study.model.bos, opening) for text in texts]
-    read = torch.cat(counted)
+    opening = chat_opening(study.model, infos)
+    read_of = [counted(text.ids, study.model.bos, opening) for text in texts]
+    read = torch.cat(read_of)
     lengths = [len(text.ids) for text in texts]
     features = [
-        _at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
+        at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
         for dictionary in study.dictionaries
     ]
     return [
@@ -125,11 +125,11 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
             provenance=study.provenance,
             warnings=study.warnings,
         )
-        for text, mine, *parts in zip(texts, counted, *features, strict=True)
+        for text, mine, *parts in zip(texts, read_of, *features, strict=True)
     ]
 
 
-def _chat_opening(model: Model, dictionaries: Sequence[DictionaryInfo]) -> list[int]:
+def chat_opening(model: Model, dictionaries: Sequence[DictionaryInfo]) -> list[int]:
     """Ids of the tokens that open a chat, where they are left out: one answer for all dictionaries, so that every
     view can mark them."""
     if not (model.tokenizer.chat_template and any(map(_skips_chat_opening, dictionaries))):
@@ -143,7 +143,7 @@ def _skips_chat_opening(info: DictionaryInfo) -> bool:
     return _CHAT_SCOPE_2.fullmatch(PurePath(info.model_name or info.release).name.lower()) is not None
 
 
-def _counted(ids: Tensor, bos: int, opening: list[int]) -> Tensor:
+def counted(ids: Tensor, bos: int, opening: list[int]) -> Tensor:
     """bool [n], the tokens that are encoded."""
     read = ids != bos
     if ids[: len(opening)].tolist() == opening:
@@ -151,8 +151,8 @@ def _counted(ids: Tensor, bos: int, opening: list[int]) -> Tensor:
     return read
 
 
-def _at_tokens(features: Features, read: Tensor) -> Features:
-    """Give the tokens that were left out an empty row."""
+def at_tokens(features: Features, read: Tensor) -> Features:
+    """Give the tokens that were left out an empty row; in float32 on the CPU."""
     counts = torch.zeros(len(read) + 1, dtype=torch.int64)
     counts[1:][read] = features.l0.cpu()
     return Features(counts.cumsum(0), features.ids.cpu(), features.values.float().cpu(), features.width)
