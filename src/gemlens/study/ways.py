@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from gemlens.lm.hooks import write
 from gemlens.sites import Site
 from gemlens.study.decomposition import Decomposed, Source, Written
 from gemlens.study.passes import Passes
+from gemlens.study.path import mean_gradient
 
 __all__ = ["Effects", "Method", "ablation", "direct", "exact_effects", "gradient", "integrated_gradients"]
 
@@ -70,19 +70,17 @@ def integrated_gradients(passes: Passes, dictionaries: Sequence[Decomposed], *, 
     """Gradients along the way from "no feature fires" to the clean pass, averaged.
 
     Args:
-        steps: points on the way, those of Gauss and Legendre: of a smooth target far fewer are needed than of even
-            ones. They go through in batches.
+        steps: gradients to take at most, in batches; fewer once the terms add up to the target's change.
 
     Raises:
-        InputError: less than one step.
+        InputError: less than eight steps.
     """
-    if steps < 1:
-        raise InputError(f"steps {steps}: integrated gradients take 1 or more")
-    points, weights = np.polynomial.legendre.leggauss(steps)
+    if steps < 8:
+        raise InputError(f"steps {steps}: integrated gradients take 8 or more")
     return [
         _along(
             known,
-            _averaged(passes, known, torch.tensor((points + 1) / 2), torch.tensor(weights / 2)),
+            _averaged(passes, known, steps),
             f"integrated gradients, {steps} steps",
             "what it writes where no feature fires",
             _changed(passes, {each.site: each.constant - each.value for each in known.written}),
@@ -92,15 +90,21 @@ def integrated_gradients(passes: Passes, dictionaries: Sequence[Decomposed], *, 
     ]
 
 
-def _averaged(passes: Passes, known: Decomposed, points: Tensor, weights: Tensor) -> dict[Site, Tensor]:
-    together = passes.batch(each.site for each in known.written)
-    total = {each.site: torch.zeros_like(each.value, dtype=torch.float64) for each in known.written}
-    for at, weight in zip(points.split(together), weights.split(together), strict=True):
-        left = (1 - at).float()[:, None, None]
-        deltas = {each.site: left.to(each.value) * (each.constant - each.value) for each in known.written}
-        for site, found in passes.gradients(deltas).items():
-            total[site] += (found.double() * weight.to(found.device)[:, None, None]).sum(dim=0)
-    return {site: each.float() for site, each in total.items()}
+def _averaged(passes: Passes, known: Decomposed, steps: int) -> dict[Site, Tensor]:
+    way = {each.site: each.value - each.constant for each in known.written}
+    together = passes.batch(way)
+
+    def deltas(shares: Tensor) -> dict[Site, Tensor]:
+        return {site: (shares - 1).to(each)[:, None, None] * each for site, each in way.items()}
+
+    def values(shares: Tensor) -> Tensor:
+        return torch.cat([passes.measured(deltas(part)) for part in shares.split(together)]).double().cpu()
+
+    def gradients(shares: Tensor) -> dict[Site, Tensor]:
+        found = [passes.gradients(deltas(part)) for part in shares.split(together)]
+        return {site: torch.cat([each[site] for each in found]) for site in way}
+
+    return mean_gradient(gradients, values, way, steps)
 
 
 def ablation(passes: Passes, dictionaries: Sequence[Decomposed]) -> list[Effects]:
