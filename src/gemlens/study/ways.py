@@ -28,7 +28,7 @@ from gemlens.lm.hooks import write
 from gemlens.sites import Site
 from gemlens.study.decomposition import Decomposed, Source, Written
 from gemlens.study.passes import Passes
-from gemlens.study.path import mean_gradient
+from gemlens.study.path import LEAST_STEPS, mean_gradient
 
 __all__ = ["Effects", "Method", "ablation", "direct", "exact_effects", "gradient", "integrated_gradients"]
 
@@ -73,10 +73,10 @@ def integrated_gradients(passes: Passes, dictionaries: Sequence[Decomposed], *, 
         steps: gradients to take at most, in batches; fewer once the terms add up to the target's change.
 
     Raises:
-        InputError: less than eight steps.
+        InputError: less than five steps.
     """
-    if steps < 8:
-        raise InputError(f"steps {steps}: integrated gradients take 8 or more")
+    if steps < LEAST_STEPS:
+        raise InputError(f"steps {steps}: integrated gradients take {LEAST_STEPS} or more")
     return [
         _along(
             known,
