@@ -42,9 +42,17 @@ class Selected:
     def writes(self) -> list[Site]:
         return sorted(self.rows)
 
+    @property
+    def path(self) -> str:
+        return "/".join(filter(None, [self.info.category, self.info.id]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows[self.writes[0]].device
+
     def named(self, feature: int) -> str:
         """For messages."""
-        return f"feature {feature} of {'/'.join(filter(None, [self.info.category, self.info.id]))} at {self.reads}"
+        return f"feature {feature} of {self.path} at {self.reads}"
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
