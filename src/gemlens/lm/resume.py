@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gemlens.lm.gemma import Model, module_at
 from gemlens.sites import Site
 
-__all__ = ["CleanPass", "clean_pass", "resume"]
+__all__ = ["CleanPass", "clean_pass", "replay", "resume"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,8 @@ def resume(model: Model, clean: CleanPass, hidden: Tensor | None = None, *, skip
     """[batch, n, d_model] output of the last block.
 
     Args:
-        hidden: fed to the first block that is run; the clean pass's own by default.
+        hidden: fed to the first block that is run; the clean pass's own by default. A clean pass of batch 1 serves
+            any batch.
         skip: leave out so many blocks from ``clean.layer`` on (1 with an edited output of that block).
 
     Raises:
@@ -60,7 +61,12 @@ def resume(model: Model, clean: CleanPass, hidden: Tensor | None = None, *, skip
     """
     if skip and hidden is None:
         raise ValueError(f"skip {skip} leaves out blocks: give the hidden state that comes out of them")
-    state = clean.entry if hidden is None else hidden
+    return replay(model, clean, clean.entry if hidden is None else hidden, skip=skip)
+
+
+def replay(model: Model, clean: CleanPass, hidden: Tensor, *, skip: int = 0) -> Tensor:
+    """``resume`` where gradients are wanted: they flow from its result to ``hidden``, if the caller has them on."""
+    state = hidden
     for block, arguments in zip(model.blocks[clean.layer + skip :], clean.arguments[skip:], strict=True):
         state = _hidden(block(state, **arguments))
     return state

@@ -28,7 +28,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
 
-__all__ = ["Study", "Text", "analyses", "chat_opening", "counted", "provenance_of", "text_of"]
+__all__ = ["Study", "Text", "analyses", "at_tokens", "chat_opening", "counted", "provenance_of", "text_of"]
 
 _CHAT_OPENING = "<start_of_turn>user\n"
 # A model or a release, as google/gemma-3-270m-it, gemma-scope-2-270m-it, gemma-scope-2-270m-it-res.
@@ -108,7 +108,7 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
     read = torch.cat(read_of)
     lengths = [len(text.ids) for text in texts]
     features = [
-        _at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
+        at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
         for dictionary in study.dictionaries
     ]
     return [
@@ -151,8 +151,8 @@ def counted(ids: Tensor, bos: int, opening: list[int]) -> Tensor:
     return read
 
 
-def _at_tokens(features: Features, read: Tensor) -> Features:
-    """Give the tokens that were left out an empty row."""
+def at_tokens(features: Features, read: Tensor) -> Features:
+    """Give the tokens that were left out an empty row; in float32 on the CPU."""
     counts = torch.zeros(len(read) + 1, dtype=torch.int64)
     counts[1:][read] = features.l0.cpu()
     return Features(counts.cumsum(0), features.ids.cpu(), features.values.float().cpu(), features.width)
