@@ -1,0 +1,1 @@
+"""Attribution graphs: which features, errors and tokens a prompt's next token is made of."""
