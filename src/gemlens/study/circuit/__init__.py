@@ -1,0 +1,1 @@
+"""Circuits: attribution graphs from transcoders and CLTs."""
