@@ -7,7 +7,7 @@ Ameisen et al. 2025, "Circuit Tracing" (transformer-circuits.pub/2025/attributio
    targets weighted by their probabilities: w (A + A^2 + ...). Layers order the nodes, so that one pass over the
    links, from the targets down, gives the whole sum: once a node is reached, all that it flows into is done.
 3. Replacement score: of the influence that tokens and errors have together, the tokens'.
-4. Completeness score: of all that enters nodes, weighted by their influence, the share that is not of errors. Tokens and
+4. Completeness score: of all that enters nodes, weighted by their influence, what is not of errors. Tokens and
    errors, which nothing enters, count as complete, as in circuit-tracer.
 """
 
