@@ -1,4 +1,4 @@
-"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``train``, ``collect`` and ``export``.
+"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``circuit``, ``train``, ``collect``, ``export``.
 
 Every mistake of the user's ends in one line on standard error and exit code 2. Options are checked before torch is
 imported, which takes seconds.
@@ -17,6 +17,7 @@ import typer
 from gemlens import __version__
 from gemlens.app.analyze import analyze
 from gemlens.app.catalog import catalog
+from gemlens.app.circuit import circuit
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.export import export
@@ -65,6 +66,7 @@ app.command(short_help="How well a dictionary stands in for what it reads.")(fid
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
+app.add_typer(circuit, name="circuit", short_help="What the next token is made of: an attribution graph.")
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gemlens.errors import NotFoundError, nearest
 
-__all__ = ["Circuit", "CircuitNode", "CircuitPath", "CircuitView", "Evidence", "Kind", "shown_label"]
+__all__ = ["Circuit", "CircuitNode", "CircuitPath", "CircuitView", "NodeEvidence", "Kind", "NodeGroup", "shown_label"]
 
 Kind = Literal["feature", "error", "token", "target", "other"]
 
@@ -152,7 +152,18 @@ class CircuitPath:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class NodeGroup:
+    """Nodes that seem to do one thing together: a supernode to suggest."""
+
+    label: str
+    nodes: tuple[int, ...]
+    """Indices into ``Circuit.nodes``."""
+    reason: str
+    """In words, for the reader who has to decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvidence:
     """What is known of one feature, for a page to show."""
 
     label: str = ""

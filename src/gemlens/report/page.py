@@ -25,7 +25,14 @@ _JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029\x
 }
 
 
-def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, **context: Any) -> str:
+def render(
+    name: str,
+    *,
+    facts: Sequence[tuple[str, str]],
+    data: object = None,
+    scripts: Sequence[str] = (),
+    **context: Any,
+) -> str:
     """Render ``templates/<name>.html.j2``, which extends ``page.html.j2``.
 
     Style and script are ``static/page.css`` and ``.js``, then ``<name>.css`` and ``.js`` where there are such.
@@ -33,6 +40,8 @@ def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, 
     Args:
         facts: names and values for the footer: what made it.
         data: for the script, which finds it as JSON.
+        scripts: files of ``static`` that go before ``<name>.js``, in this order, into the one script of the page: each
+            leaves one name for those behind it. Modules would have to be fetched, which a page from a file may not.
     """
     import jinja2
     from markupsafe import Markup
@@ -44,7 +53,8 @@ def render(name: str, *, facts: Sequence[tuple[str, str]], data: object = None, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (_static("page" + kind) + _static(name + kind) for kind in (".css", ".js"))
+    style = _static("page.css") + _static(f"{name}.css")
+    script = "".join(map(_static, ("page.js", *scripts, f"{name}.js")))
     html = environment.get_template(f"{name}.html.j2").render(
         policy=(
             f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "

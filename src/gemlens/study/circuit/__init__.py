@@ -1,1 +1,1 @@
-"""Circuits: attribution graphs from transcoders and CLTs."""
+"""Attribution graphs: which features, errors and tokens a prompt's next token is made of."""
