@@ -28,7 +28,7 @@ from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
 
-__all__ = ["Study", "Text", "analyses", "provenance_of", "text_of"]
+__all__ = ["Study", "Text", "analyses", "provenance_of", "text_of", "tokens_read"]
 
 _CHAT_OPENING = "<start_of_turn>user\n"
 # A model or a release, as google/gemma-3-270m-it, gemma-scope-2-270m-it, gemma-scope-2-270m-it-res.
@@ -127,6 +127,11 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
         )
         for text, mine, *parts in zip(texts, counted, *features, strict=True)
     ]
+
+
+def tokens_read(model: Model, dictionaries: Sequence[DictionaryInfo], ids: Tensor) -> Tensor:
+    """bool [n], the tokens of one text that dictionaries are applied to."""
+    return _counted(ids, model.bos, _chat_opening(model, dictionaries))
 
 
 def _chat_opening(model: Model, dictionaries: Sequence[DictionaryInfo]) -> list[int]:
