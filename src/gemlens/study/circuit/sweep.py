@@ -19,6 +19,7 @@ Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs), the froz
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,6 +96,8 @@ class Sweep:
         ]
         inside = nodes.read[self.first :, None]
         self._scale = [layer.mlp_scale[self.first :, None] * inside for layer in run.layers]
+        # Where a block is worked on: memory that is taken once, not page by page for every product.
+        self._rooms: dict[str, Tensor] = {}
         self._prefix = self._prefix_values()
         self._table = self._token_table()
 
@@ -122,7 +125,7 @@ class Sweep:
     def _sweep(self, rows: Rows, block: Tensor) -> Effects:
         layers, places, vectors = rows.layer[block], rows.position[block] - self.first, rows.vector[block]
         width = int(places.max()) + 1
-        state = vectors.new_empty(len(block), width, self.d)
+        state = self._room("state", len(block), width, self.d)
         effects = self._empty(block)
         active = int((layers == self.layers).sum())
         state[:active] = 0
@@ -144,6 +147,13 @@ class Sweep:
             "tqd,qd->tq", state, self.run.embedding[self.first : self.first + width]
         )
         return self._finished(effects)
+
+    def _room(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised, and the same memory at the next call of that name."""
+        size = math.prod(shape)
+        if name not in self._rooms or self._rooms[name].numel() < size:
+            self._rooms[name] = self.run.embedding.new_empty(size)
+        return self._rooms[name][:size].view(shape)
 
     def _empty(self, block: Tensor) -> Effects:
         like, r = self.run.embedding, len(block)
@@ -173,15 +183,18 @@ class Sweep:
     def _skip(self, layer: int, state: Tensor) -> None:
         part = self.nodes.parts.get(layer)
         if part is not None and part.skip is not None:
-            state.addcmul_((state.flatten(0, 1) @ part.skip).view_as(state), self._scale[layer][: state.shape[1]])
+            skipped = self._room("skipped", *state.shape)
+            torch.mm(state.flatten(0, 1), part.skip, out=skipped.flatten(0, 1))
+            state.addcmul_(skipped, self._scale[layer][: state.shape[1]])
 
     def _attend(self, layer: int, state: Tensor, effects: Effects, active: int) -> None:
         attention = self.run.layers[layer].attention
         flat, (rows, width, _) = state.flatten(0, 1), state.shape
         groups, head_dim, each = attention.kv_heads, attention.head_dim, attention.mix.shape[3]
-        mixed = state.new_empty(rows, width, groups * head_dim)
+        mixed = self._room("mixed", rows, width, groups * head_dim)
+        heads = self._room("heads", rows, width * each, head_dim)
         for group, out in enumerate(attention.out.split(each * head_dim, dim=1)):
-            heads = (flat @ out).view(rows, width * each, head_dim)
+            torch.mm(flat, out, out=heads.view(rows * width, each * head_dim))
             mix = attention.mix[group]
             of_group = slice(group * head_dim, (group + 1) * head_dim)
             for keys, queries in _spans(width, attention.reach):
