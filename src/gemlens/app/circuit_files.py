@@ -97,8 +97,7 @@ def _read(console: Console, path: Path) -> Circuit:
     from gemlens.report.graph_file import read_circuit
 
     with progress(console) as show:
-        circuit = read_circuit(path, report=lambda done, total: show(f"Reading {path.name}", done, total))
-    return circuit
+        return read_circuit(path, report=lambda done, total: show(f"Reading {path.name}", done, total))
 
 
 def _pruned(console: Console, circuit: Circuit, node_threshold: float | None, edge_threshold: float | None) -> Circuit:

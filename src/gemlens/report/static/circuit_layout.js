@@ -2,7 +2,7 @@
 const CircuitLayout = (() => {
   const EDGE = { top: 84, bottom: 66, left: 14, right: 46 };
   const ROW = { least: 20, most: 44 };
-  const SPACE = { least: 7, most: 18, target: 30 };
+  const SPACE = { least: 7, most: 18, target: 34 };
   const COLUMN = 30;
 
   function place(model, shown, width) {
@@ -16,7 +16,7 @@ const CircuitLayout = (() => {
       if (!cells.has(key)) cells.set(key, []);
       cells.get(key).push(i);
     }
-    const wide = (cell) => cell.length * (model.kind[cell[0]] === TARGET ? SPACE.target / SPACE.most : 1);
+    const wide = (cell) => cell.length * (model.kind[cell[0]] === TARGET ? 2 : 1);
     for (const cell of cells.values()) {
       const at = model.position[cell[0]];
       if (at < columns) need[at] = Math.max(need[at], wide(cell));
@@ -24,11 +24,9 @@ const CircuitLayout = (() => {
     const inner = width - EDGE.left - EDGE.right;
     const sum = need.reduce((a, b) => a + b, 0);
     // Wider than the window only where nodes or token names would lie on one another.
-    const least = need.reduce((a, b) => a + Math.max(COLUMN, b * SPACE.least), 0);
-    const room = Math.max(inner, least);
-    let spare = room - columns * COLUMN;
-    const widths = Array.from(need, (value) => COLUMN + (spare > 0 ? (spare * value) / sum : 0));
-    for (let p = 0; p < columns; p++) widths[p] = Math.max(widths[p], need[p] * SPACE.least);
+    const least = Array.from(need, (value) => Math.max(COLUMN, value * SPACE.least));
+    const spare = Math.max(0, inner - least.reduce((a, b) => a + b, 0));
+    const widths = least.map((value, p) => value + (spare * need[p]) / sum);
     const full = widths.reduce((a, b) => a + b, 0);
     const rowHeight = Math.max(ROW.least, Math.min(ROW.most, 640 / model.rows));
     const height = EDGE.top + EDGE.bottom + rowHeight * (model.rows - 1);
