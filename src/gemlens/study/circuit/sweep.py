@@ -267,7 +267,8 @@ class Sweep:
         runs = []
         positions = index[mine, 1]
         starts = (positions.diff(prepend=positions.new_tensor([-1])) != 0).nonzero()[:, 0].tolist()
-        for start, stop in zip(starts, [*starts[1:], len(mine)], strict=True):
+        # A layer that nothing is written to has no runs.
+        for start, stop in zip(starts, [*starts[1:], len(mine)][: len(starts)], strict=True):
             column = int(mine[start])
             runs.append((int(positions[start]) - self.first, column, column + stop - start, start))
         return _Sources(written, runs)
