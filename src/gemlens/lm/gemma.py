@@ -98,6 +98,15 @@ class Model:
         added = self.tokenizer.added_tokens_decoder.items()
         return frozenset(self.tokenizer.all_special_ids) | {index for index, token in added if token.special}
 
+    @cached_property
+    def mean_unembedding(self) -> Tensor:
+        """[d_model], the mean row of the head: what is common to all logits. In float32 at least.
+
+        Asked once: it reads as many bytes as the logits of a token do.
+        """
+        weight = self.module.lm_head.weight
+        return weight.mean(dim=0, dtype=torch.promote_types(weight.dtype, torch.float32))
+
 
 def module_at(model: Model, site: Site) -> tuple[nn.Module, Side]:
     """The module at which ``site`` is read, and the side it is on; to write there, use ``writing``.

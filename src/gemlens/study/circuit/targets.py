@@ -143,8 +143,7 @@ def targets_of(scene: Scene, wanted: Targets | Sequence[Targets]) -> list[Target
 def _of_tokens(scene: Scene, ids: list[int], probability: Tensor) -> list[Target]:
     if not ids:
         return []
-    head = scene.model.module.lm_head.weight
-    mean = head.mean(dim=0, dtype=scene.run.embedding.dtype)
+    mean = scene.model.mean_unembedding.to(scene.run.embedding)
     return [
         _at_the_head(scene, GraphTarget(name, token, float(probability[token])), row - mean)
         for token, name, row in zip(ids, _names(scene.model, ids), _unembedding(scene, ids), strict=True)
