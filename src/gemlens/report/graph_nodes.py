@@ -62,7 +62,8 @@ def read_node(raw: Mapping[str, Any], place: str, *, schema: int) -> CircuitNode
         label=_text(raw, "clerp", place) if raw.get("clerp") is not None else "",
         activation=check_number(raw.get("activation"), f"{place}.activation"),
         influence=None if kind == "target" else check_number(raw.get("influence"), f"{place}.influence"),
-        probability=check_number(raw.get("token_prob"), f"{place}.token_prob") if kind == "target" else None,
+        # 0 is what is written where there is none: of differences, directions and features.
+        probability=check_number(raw.get("token_prob"), f"{place}.token_prob") or None if kind == "target" else None,
         first_target=raw.get("is_target_logit") is True,
     )
     written = write_node(node)
