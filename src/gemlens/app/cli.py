@@ -1,4 +1,4 @@
-"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``train``, ``collect`` and ``export``.
+"""The command line: ``gemlens analyze``, ``fidelity``, ``catalog``, ``circuit``, ``train``, ``collect``, ``export``.
 
 Every mistake of the user's ends in one line on standard error and exit code 2. Options are checked before torch is
 imported, which takes seconds.
@@ -18,6 +18,7 @@ from gemlens import __version__
 from gemlens.app.ablate import ablate
 from gemlens.app.analyze import analyze
 from gemlens.app.catalog import catalog
+from gemlens.app.circuit import circuit
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.encode import encode
@@ -73,6 +74,7 @@ app.command(short_help="Which dictionaries are published, under which names.")(c
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
 app.command(short_help="Saved activations of any tool to sparse features.")(encode)
+app.add_typer(circuit, name="circuit", short_help="What the next token is made of: an attribution graph.")
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

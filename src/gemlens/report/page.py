@@ -31,6 +31,7 @@ def render(
     facts: Sequence[tuple[str, str]],
     data: object = None,
     also: Sequence[str] = (),
+    scripts: Sequence[str] = (),
     **context: Any,
 ) -> str:
     """Render ``templates/<name>.html.j2``, which extends ``page.html.j2``.
@@ -41,6 +42,8 @@ def render(
         also: further styles and scripts, by their names in ``static``.
         facts: names and values for the footer: what made it.
         data: for the script, which finds it as JSON.
+        scripts: files of ``static`` that go before ``<name>.js``, in this order, into the one script of the page: each
+            leaves one name for those behind it. Modules would have to be fetched, which a page from a file may not.
     """
     import jinja2
     from markupsafe import Markup
@@ -52,7 +55,8 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = ("".join(_static(part + kind) for part in ("page", name, *also)) for kind in (".css", ".js"))
+    style = "".join(_static(f"{part}.css") for part in ("page", name, *also))
+    script = "".join(map(_static, ("page.js", *scripts, f"{name}.js", *(f"{each}.js" for each in also))))
     html = environment.get_template(f"{name}.html.j2").render(
         policy=(
             f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
