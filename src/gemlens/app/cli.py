@@ -21,6 +21,8 @@ from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.export import export
 from gemlens.app.fidelity import fidelity
+from gemlens.app.find import find
+from gemlens.app.labels import labels
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
@@ -63,8 +65,10 @@ def _root(
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
+app.command(short_help="Which features a phrase leads to, by activation and by label.")(find)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
+app.add_typer(labels, name="labels", short_help="What features are called: download, search, write, explain, score.")
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

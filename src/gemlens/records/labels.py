@@ -12,6 +12,7 @@ __all__ = [
     "FeatureFacts",
     "Label",
     "PhraseFeature",
+    "Reply",
     "Score",
     "best_label",
 ]
@@ -130,6 +131,15 @@ class Context:
     def peak(self) -> int:
         """Index of the token on which it is strongest."""
         return max(range(len(self.tokens)), key=self.activations.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a language model answered."""
+
+    text: str
+    refused: bool = False
+    """It will not, by its own account."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from gemlens.report import visible
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.summary import columns, l0, peaks, scale, strongest
+from gemlens.report.visible import one_line
 
 __all__ = ["to_html"]
 
@@ -27,8 +28,15 @@ Labels = Mapping[int, Mapping[int, str]]
 
 
 def to_html(analysis: Analysis, *, labels: Labels | None = None) -> str:
-    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called."""
-    named = labels or {}
+    """Return one HTML file that works offline.
+
+    Args:
+        labels: dictionary index -> feature -> what it is called, instead of the record's own.
+    """
+    named = labels or {
+        k: {feature: one_line(label.shown) for feature, label in known.items()}
+        for k, known in enumerate(analysis.labels)
+    }
     return render(
         "analysis",
         analysis=analysis,

@@ -8,12 +8,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
-from gemlens.batched import batched
+from gemlens.batched import ahead, batched
 from gemlens.errors import AccessError, GemlensError, InputError, NetworkError, NotFoundError
 from gemlens.records.labels import Counts, FeatureFacts, Label
 from gemlens.scope import label_progress as progress
@@ -24,13 +21,10 @@ from gemlens.scope.neuronpedia import Batch, Row, Source, ask, batches, parse_so
 __all__ = ["SOURCE", "download"]
 
 SOURCE = "neuronpedia"
-_AHEAD = 4
 _TOGETHER = 50
 # So many failures in a row, and it is not the single feature that is at fault.
 _HOPELESS = 3
 
-A = TypeVar("A")
-B = TypeVar("B")
 Report = Callable[[str, int, int], None]
 """What is going on, steps done and steps to do."""
 
@@ -101,7 +95,7 @@ class _Run:
             except (NetworkError, NotFoundError, AccessError) as error:
                 return error
 
-        for count, (batch, found) in enumerate(_ahead(read, new), len(listed) - len(new) + 1):
+        for count, (batch, found) in enumerate(ahead(read, new), len(listed) - len(new) + 1):
             if isinstance(found, GemlensError):
                 self._note(str(found))
             else:
@@ -176,21 +170,3 @@ def _nothing(source: Source) -> NotFoundError:
 
 def _part(batch: Batch) -> str:
     return f"{batch.key} {batch.etag}"
-
-
-def _ahead(do: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
-    """Each item with what ``do`` makes of it, in order; a few are under way while one is worked on."""
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        waiting: deque[tuple[A, Future[B]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(do, item)))
-                if len(waiting) > _AHEAD:
-                    first, found = waiting.popleft()
-                    yield first, found.result()
-            while waiting:
-                first, found = waiting.popleft()
-                yield first, found.result()
-        finally:
-            for _, found in waiting:
-                found.cancel()

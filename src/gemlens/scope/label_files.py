@@ -113,11 +113,12 @@ def _label(said: Mapping[str, Any], dictionary: Named | None, source: str, where
     default = source
     if page := _REF.fullmatch(str(values.get("ref", ""))):
         owner, feature, default = _of_page(page[1], where), page[2], "neuronpedia"
+    key = owner if owner is None or isinstance(owner, str) else owner.key
     if dictionary is not None:
-        if owner is not None and dictionary.key != (owner if isinstance(owner, str) else owner.key):
+        if key not in (None, dictionary.key):
             raise InputError(
-                f"{where} is a label of {owner if isinstance(owner, str) else owner.key}, not of {dictionary.key}; leave "
-                "out --sae-release and --sae-id to store it where it belongs"
+                f"{where} is a label of {key}, not of {dictionary.key}; leave out --sae-release and --sae-id "
+                "to store it where it belongs"
             )
         owner = dictionary
     if owner is None:

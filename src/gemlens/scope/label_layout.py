@@ -78,20 +78,23 @@ def read_layout(path: Path, dictionary: Named | None) -> tuple[Named, Iterator[L
     """
     path = path / FILE if path.is_dir() else path
     try:
-        said = json.loads(path.read_text("utf-8-sig"))
+        said = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_doubles)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist; name a {FILE}, or its folder") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON, or cannot be read ({str(error)[:100]}); download it again") from error
     features = said.get("features") if isinstance(said, dict) else None
     if not isinstance(features, dict):
-        raise InputError(f"{path} has no 'features'; expected {FILE} as seed scripts and gemlens write it")
+        raise InputError(f"{path} has no 'features'; expected what gemlens labels export writes")
     info = said.get("sae_info")
     owner = _owner(info if isinstance(info, dict) else {}, dictionary, path)
     rows = {_index(index, path): row for index, row in features.items() if isinstance(row, dict)}
     created = str(info.get("downloaded_at", "")) if isinstance(info, dict) else ""
+    source = "neuronpedia" if owner.neuronpedia else FILE
     labels = (
-        Label(owner.key, feature, row["description"].strip(), "neuronpedia", created=created)
+        Label(owner.key, feature, row["description"].strip(), source, created=created)
         for feature, row in rows.items()
         if isinstance(row.get("description"), str) and row["description"].strip() and row.get("has_explanations", True)
     )
@@ -125,8 +128,18 @@ def _owner(info: dict[str, Any], dictionary: Named | None, path: Path) -> Named:
     return owner
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python's JSON would keep the last of two features of one number, without a word."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InputError(f"{name[:40]!r} is there twice; download the file again")
+        found[name] = value
+    return found
+
+
 def _index(text: str, path: Path) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or text != str(int(text)):
         raise InputError(f"{path}: {text[:20]!r} is no feature; they are numbered from 0")
     return int(text)
 
@@ -137,5 +150,6 @@ def _facts(row: dict[str, Any]) -> FeatureFacts:
         return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else ()
 
     largest = row.get("max_activation")
-    good = isinstance(largest, int | float) and not isinstance(largest, bool) and math.isfinite(largest)
-    return FeatureFacts(tokens("top_positive_tokens"), tokens("top_negative_tokens"), float(largest) if good else None)
+    if isinstance(largest, bool) or not isinstance(largest, int | float) or not math.isfinite(largest):
+        largest = None
+    return FeatureFacts(tokens("top_positive_tokens"), tokens("top_negative_tokens"), largest)

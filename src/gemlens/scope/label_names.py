@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gemlens.scope import catalog
 from gemlens.scope.listing import Listed, listing
 from gemlens.scope.starter import STARTER_RELEASE, starter_root
 
-__all__ = ["Named", "by_neuronpedia_id", "check_source", "key_of", "named"]
+__all__ = ["Named", "by_neuronpedia_id", "check_source", "key_of", "named", "of_release"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,28 @@ def named(release: str, sae_id: str = "", *, category: str | None = None) -> Nam
             return Named(_key(release, path), release, path, release, path)  # newer than the catalogue
     known = catalog.neuronpedia_id(entry.repo, entry.path)
     return Named(_key(entry.repo, entry.path), release, name, entry.repo, entry.path, entry.width, known)
+
+
+def of_release(release: str, keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that are dictionaries of a release: a hub repository, SAELens' name, a folder or ``starter``.
+
+    Raises:
+        NotFoundError: a name that nobody knows; nearest included.
+    """
+    if release == STARTER_RELEASE or local_folder(release):
+        root = _key(release, "")
+        return [key for key in keys if key == root or key.startswith(root + "/")]
+    entries = catalog.entries()
+    theirs = {f"{entry.repo}/{entry.path}" for entry in entries if entry.release == release}
+    if hub.is_repo_id(release):
+        return [key for key in keys if key.startswith(release + "/") or key in theirs]
+    if not theirs:
+        known = {entry.release for entry in entries}
+        raise NotFoundError(
+            f"{release[:200]!r} is neither a folder nor a hub repository (owner/name), and no release of the "
+            f"catalogue; {nearest(release[:200], known)}"
+        )
+    return [key for key in keys if key in theirs]
 
 
 def by_neuronpedia_id(source: str) -> Named | None:

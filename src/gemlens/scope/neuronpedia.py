@@ -245,7 +245,8 @@ def _listing(body: bytes) -> ElementTree.Element:
             pass
     start = " ".join(body[:40].decode("utf-8", "replace").split())
     raise NetworkError(
-        f"what answers at {_bulk()} is not Neuronpedia's export ({start!r}…): check GEMLENS_NEURONPEDIA_BULK, the proxy, or a login page of the network"
+        f"what answers at {_bulk()} is not Neuronpedia's export ({start!r}…): check "
+        "GEMLENS_NEURONPEDIA_BULK, the proxy, or a login page of the network"
     )
 
 
