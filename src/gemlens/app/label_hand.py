@@ -32,7 +32,9 @@ def add(
     feature: Annotated[int, typer.Argument(help="Number of the feature.", metavar="FEATURE")],
     sae_release: LabelReleaseOption = None,
     sae_id: LabelIdOption = None,
-    text: Annotated[str | None, typer.Option(help="The label; asked for unless given.", metavar="TEXT")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="The label; asked for unless given.", metavar="TEXT")
+    ] = None,
     confidence: Annotated[str | None, typer.Option(help="high, medium or low; with --text.", metavar="NAME")] = None,
     polysemantic: Annotated[
         bool | None, typer.Option("--polysemantic/--one-meaning", help="With --text: has it several meanings?")
