@@ -25,8 +25,7 @@ class FakeEndpoint:
         self.headers: list[dict[str, str]] = []
         self.on_request: Callable[[int], None] = lambda _count: None
         self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.fake = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
@@ -38,6 +37,13 @@ class FakeEndpoint:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients here are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -64,8 +64,7 @@ class FakeNeuronpedia:
         """Whether the API has POST /features."""
         self.on_request: Callable[[int], None] = lambda _count: None
         """Called with the number of requests so far, before an answer."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.fake = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.environment = {
@@ -92,6 +91,13 @@ class FakeNeuronpedia:
     def answer(self, index: int, **more: Any) -> None:
         """Let the API know a feature."""
         self.features[MODEL, LAYER, str(index)] = feature(index, **more)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients here are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):

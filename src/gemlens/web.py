@@ -49,7 +49,7 @@ def get(
     timeout: float = 60.0,
     largest: int = _LARGEST,
     tries: int = 5,
-    sleep: Sleep = time.sleep,
+    sleep: Sleep | None = None,
 ) -> bytes:
     """The body at ``url``, whole.
 
@@ -60,6 +60,7 @@ def get(
     Raises:
         NotFoundError, AccessError, NetworkError: see above.
     """
+    check_url(url, "the address")
     return _tried(
         urllib.request.Request(url, headers=dict(headers or {})), timeout, 20 * timeout, largest, tries, sleep
     )
@@ -73,9 +74,10 @@ def post_json(
     timeout: float = 60.0,
     largest: int = _LARGEST,
     tries: int = 5,
-    sleep: Sleep = time.sleep,
+    sleep: Sleep | None = None,
 ) -> bytes:
     """Send JSON and return the body of the answer; ``timeout`` is for all of it. Raises as ``get`` does."""
+    check_url(url, "the address")
     body = json.dumps(content).encode()
     about = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
     request = urllib.request.Request(url, data=body, headers=about, method="POST")
@@ -115,10 +117,9 @@ def check_url(url: str, option: str) -> str:
 
 
 def _tried(
-    request: urllib.request.Request, timeout: float, whole: float, largest: int, tries: int, sleep: Sleep
+    request: urllib.request.Request, timeout: float, whole: float, largest: int, tries: int, sleep: Sleep | None
 ) -> bytes:
     where = _shown(request.full_url)
-    check_url(request.full_url, "the address")
     for attempt in range(tries):
         wait = min(2.0**attempt, 30.0) / 2
         try:
@@ -135,7 +136,7 @@ def _tried(
         if wait > _LONGEST_WAIT:
             raise NetworkError(f"{said} and asks to wait {wait:,.0f} s; run the same command again then")
         if attempt < tries - 1:
-            sleep(wait)
+            (sleep or time.sleep)(wait)
     raise NetworkError(f"{said}, {tries} times; check the network, and run the same command again")
 
 

@@ -3,7 +3,7 @@
 1. Each file of the export is stored in one transaction with the note that it is done, so that a kill at any moment
    loses at most the file being read, and nothing is ever stored twice.
 2. Features without a row in the export's ``features`` are asked for, fifty at a time. One that has a row and no
-   explanation has none: asking again would not help.
+   explanation has none: asking again would not help. (Unless a file of explanations was damaged.)
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class _Run:
         self.store, self.dictionary, self.source, self.report = store, dictionary, source, report
         self.failed: set[int] = set()
         self.reasons: list[str] = []
+        self.is_whole = True
+        """No file of explanations was damaged: who has none in them has none."""
 
     def read_export(self, kind: str) -> int:
         """How many files it has; those that are in already are not fetched."""
@@ -98,6 +100,7 @@ class _Run:
         for count, (batch, found) in enumerate(ahead(read, new), len(listed) - len(new) + 1):
             if isinstance(found, GemlensError):
                 self._note(str(found))
+                self.is_whole = self.is_whole and kind != "explanations"
             else:
                 rows, wrong = found
                 for reason in wrong:
@@ -115,7 +118,9 @@ class _Run:
                     f"{self.dictionary.key} has; name it as the catalogue does, or a folder with a config.json"
                 )
             return
-        known = set(progress.facts(self.store, self.dictionary.key)) | set(self.store.features(self.dictionary.key))
+        known = set(self.store.features(self.dictionary.key))
+        if self.is_whole:
+            known |= set(progress.facts(self.store, self.dictionary.key))
         todo = [feature for feature in range(self.dictionary.width) if feature not in known]
         self.report("features that the export lacks", 0, len(todo))
         in_a_row = done = 0
