@@ -7,6 +7,7 @@ where in a text it fires, how sure you are. With ``--text`` it asks nothing.
 from __future__ import annotations
 
 import getpass
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,7 +86,7 @@ def _asked(console: Console, dictionary: Named, feature: int, source: str, model
     theme = ""
     while not theme:
         theme = _ask("Theme: what do the bracketed tokens share").strip()
-    several = typer.confirm("Has it several meanings (is it polysemantic)", default=False, err=True)
+    several = _confirm("Has it several meanings (is it polysemantic)")
     where = _ask("Where in a text does it fire: start, middle, end, anywhere", "anywhere")
     sure = ""
     while sure not in CONFIDENCES:
@@ -111,7 +112,7 @@ def _show(console: Console, dictionary: Named, feature: int, model_id: str | Non
         tell(console, "it fires on nothing that is on file")
         return 0
     seen = 0
-    while seen < len(found) and (not seen or typer.confirm("More examples", default=False, err=True)):
+    while seen < len(found) and (not seen or _confirm("More examples")):
         render_contexts(found[seen : seen + _MORE], console)
         seen = min(seen + _MORE, len(found))
     if promoted:
@@ -122,7 +123,19 @@ def _show(console: Console, dictionary: Named, feature: int, model_id: str | Non
 
 
 def _ask(question: str, default: str | None = None) -> str:
-    return str(typer.prompt(question, default=default, err=True))
+    """One line from whoever sits there, or from a pipe. (Typer's own prompt writes blanks to standard output.)"""
+    print(f"{question}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
+    try:
+        said = sys.stdin.readline() if sys.stdin is not None else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text ({error.reason}); type it, or convert it first") from error
+    if not said:  # the end of the input, before all was said
+        raise typer.Abort
+    return said.strip() or default or ""
+
+
+def _confirm(question: str) -> bool:
+    return _ask(f"{question} (y/n)", "n").lower() in ("y", "yes")
 
 
 def _plain(text: str, console: Console) -> str:

@@ -28,7 +28,7 @@ _TOKENS, _WORDS = 3, 3
 _SHARE, _LIFT = 0.2, 3.0
 _SILENT = 64
 _LEAST = 4
-_WORD = re.compile(r"[^\W\d_]{3,}")
+_WORD = re.compile(r"\w{3,}")
 
 
 def auto_label(dictionary: str, feature: int, contexts: Contexts, *, source: str = "gemlens") -> Label | None:
@@ -70,7 +70,9 @@ def shared_words(firing: Sequence[Context], silent: Sequence[Context], *, leave_
 
 def _counted(contexts: Iterable[Context]) -> Counter[str]:
     """Passages that hold each word."""
-    return Counter(word for each in contexts for word in {word.casefold() for word in _WORD.findall(each.text)})
+    return Counter(
+        word for each in contexts for word in {word.casefold() for word in _WORD.findall(each.text) if word.isalpha()}
+    )
 
 
 def _visible(token: str) -> str:
