@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,19 @@ from tiny import tiny_gemma
 def few_threads() -> None:
     """The models here are so small that a second thread only costs."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Labels of whoever runs the tests are neither shown nor touched."""
+    os.environ["GEMLENS_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def label_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder: no label is stored."""
+    monkeypatch.setenv("GEMLENS_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def rows_of(analysis, prompt_index=0):
             "is_special": token.is_special,
             "dictionary": f"{info.release}/{info.category}/{info.id}",
             "feature_id": int(feature),
+            "label": None,
             "activation": float(value),
         }
         for info, active in zip(analysis.dictionaries, analysis.activations, strict=True)

@@ -33,7 +33,7 @@ def test_json_has_the_documented_keys_in_order():
     record = json.loads(to_json(sample()))
     assert list(record) == [
         "schema_version", "prompt", "system", "prompt_text", "model_id", "sae_release", "sae_category", "sae_id",
-        "layer", "top_k", "max_new_tokens", "dictionaries", "tokens", "warnings", "provenance",
+        "layer", "top_k", "max_new_tokens", "dictionaries", "tokens", "labels", "warnings", "provenance",
     ]  # fmt: skip
     assert list(record["dictionaries"][0])[:7] == ["release", "category", "id", "site", "layer", "width", "neuronpedia"]
     assert list(record["tokens"][1]) == [

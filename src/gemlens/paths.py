@@ -14,6 +14,15 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "gemlens"
 
 
+def data_dir() -> Path:
+    """``$GEMLENS_DATA``, else ``gemlens`` in ``$XDG_DATA_HOME`` or ``~/.local/share``: what cannot be made again by a
+    download, such as labels written by hand. Not created here."""
+    if explicit := os.environ.get("GEMLENS_DATA"):
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".local" / "share") / "gemlens"
+
+
 def local_folder(name: str) -> Path | None:
     """The folder of that name, ``~`` expanded; None if there is none, or the file system cannot have one."""
     try:

@@ -26,6 +26,8 @@ from gemlens.app.export import export
 from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
 from gemlens.app.steer import steer
+from gemlens.app.find import find
+from gemlens.app.labels import labels
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
@@ -71,10 +73,12 @@ app.command(short_help="What predictions lose when features are taken out.")(abl
 app.command(short_help="What a model says with features turned up and down.")(steer)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
+app.command(short_help="Which features a phrase leads to, by activation and by label.")(find)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)
 app.command(short_help="Saved activations of any tool to sparse features.")(encode)
 app.add_typer(circuit, name="circuit", short_help="What the next token is made of: an attribution graph.")
+app.add_typer(labels, name="labels", short_help="What features are called: download, search, write, explain, score.")
 app.add_typer(collect, name="collect", short_help="What a model computes over a lot of text, kept on disk.")
 
 

@@ -20,6 +20,7 @@ from gemlens.report.glance import glances
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.summary import columns, l0, peaks, scale, strongest
+from gemlens.report.visible import one_line
 
 __all__ = ["to_html"]
 
@@ -30,13 +31,18 @@ Evidence = Mapping[int, Mapping[int, FeaturePage]]
 
 
 def to_html(analysis: Analysis, *, labels: Labels | None = None, evidence: Evidence | None = None) -> str:
-    """Return one HTML file that works offline; ``labels`` is dictionary index -> feature -> what it is called.
+    """Return one HTML file that works offline.
 
     Args:
+        labels: dictionary index -> feature -> what it is called, instead of the record's own.
         evidence: dictionary index -> feature -> its page (``evidence_of``): what else a feature fires on, and what it
             promotes, is then shown when a reader points at it or chooses it.
     """
-    named, known = labels or {}, evidence or {}
+    known = evidence or {}
+    named = labels or {
+        k: {feature: one_line(label.shown) for feature, label in of_one.items()}
+        for k, of_one in enumerate(analysis.labels)
+    }
     return render(
         "analysis",
         analysis=analysis,

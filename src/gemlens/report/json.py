@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from gemlens.records import SCHEMA_VERSION, Analysis, FeatureActivation, TokenRecord
+from gemlens.records.labels import Label
 from gemlens.report.visible import escape_surrogates
 
 __all__ = ["to_dict", "to_json", "to_jsonl"]
@@ -33,7 +34,8 @@ def to_dict(analysis: Analysis) -> dict[str, Any]:
         "top_k": analysis.top_k,
         "max_new_tokens": analysis.max_new_tokens,
         "dictionaries": [dataclasses.asdict(dictionary) for dictionary in analysis.dictionaries],
-        "tokens": [_token(token) for token in analysis.tokens],
+        "tokens": [_token(analysis, token) for token in analysis.tokens],
+        "labels": [_label(k, label) for k, label in _named(analysis)],
         "warnings": list(analysis.warnings),
         "provenance": dataclasses.asdict(analysis.provenance),
     }
@@ -61,11 +63,13 @@ def to_jsonl(analysis: Analysis, *, prompt_index: int | None = None) -> str:
     }
     if len(analysis.dictionaries) > 1:
         shared["dictionaries"] = [f"{d.release}/{d.category}/{d.id}" for d in analysis.dictionaries]
-    rows = (json.dumps(shared | _token(token), ensure_ascii=False, allow_nan=False) for token in analysis.tokens)
+    rows = (
+        json.dumps(shared | _token(analysis, token), ensure_ascii=False, allow_nan=False) for token in analysis.tokens
+    )
     return "".join(escape_surrogates(row) + "\n" for row in rows)
 
 
-def _token(token: TokenRecord) -> dict[str, Any]:
+def _token(analysis: Analysis, token: TokenRecord) -> dict[str, Any]:
     return {
         "position": token.position,
         "token_id": token.token_id,
@@ -74,11 +78,11 @@ def _token(token: TokenRecord) -> dict[str, Any]:
         "is_generated": token.is_generated,
         "is_special": token.is_special,
         "l0": token.l0,
-        "features": [_feature(feature) for feature in token.features],
+        "features": [_feature(analysis, feature) for feature in token.features],
     }
 
 
-def _feature(feature: FeatureActivation) -> dict[str, Any]:
+def _feature(analysis: Analysis, feature: FeatureActivation) -> dict[str, Any]:
     # JSON has no NaN and no infinity; null keeps the file readable and the fault visible.
     activation = float(feature.activation)
     row: dict[str, Any] = {
@@ -87,4 +91,18 @@ def _feature(feature: FeatureActivation) -> dict[str, Any]:
     }
     if feature.dictionary:
         row["dictionary"] = feature.dictionary
+    if label := analysis.label_of(feature.dictionary, feature.feature_id):
+        row["label"] = label.shown
     return row
+
+
+def _named(analysis: Analysis) -> list[tuple[int, Label]]:
+    """Labels of the features that are listed, by dictionary and feature."""
+    listed = sorted({(each.dictionary, each.feature_id) for token in analysis.tokens for each in token.features})
+    return [(k, label) for k, feature in listed if (label := analysis.label_of(k, feature))]
+
+
+def _label(dictionary: int, label: Label) -> dict[str, Any]:
+    names = ("text", "source", "method", "model", "confidence", "polysemantic", "position", "created")
+    said = {"dictionary": dictionary, "feature_id": label.feature} | {name: getattr(label, name) for name in names}
+    return said | {"scores": [dataclasses.asdict(score) for score in label.scores]}

@@ -78,17 +78,21 @@ def _strongest(analysis: Analysis) -> str:
 
     page = neuronpedia_page(analysis.dictionaries[0])
     cell = 'style="text-align:right;padding:1px 14px 1px 0"'
+    left = 'style="text-align:left;padding:1px 0 1px 14px"'
     rows = []
     for feature in strongest(analysis, 0, STRONGEST):
         peak = analysis.tokens[feature.token]
         name: str = str(feature.feature_id)
         if page is not None:
             name = Markup('<a href="{}{}" target="_blank" rel="noopener noreferrer">{}</a>').format(page, name, name)
-        row = f"<tr><td {cell}>{{}}</td><td {cell}>{{}}</td><td {cell}>{{}}</td><td>{{}}</td></tr>"
+        row = f"<tr><td {cell}>{{}}</td><td {cell}>{{}}</td><td {cell}>{{}}</td><td>{{}}</td>"
         numbers = (number(feature.max_activation), feature.active_tokens)
-        rows.append(Markup(row).format(name, *numbers, token_name(peak)))
+        label = analysis.label_of(0, feature.feature_id)
+        called = Markup("<td {}>{}</td>").format(Markup(left), one_line(label.shown)) if label else ""
+        rows.append(Markup(row).format(name, *numbers, token_name(peak)) + called + Markup("</tr>"))
     if not rows:
         return ""
     heads = Markup("").join(Markup(f"<th {cell}>{head}</th>") for head in ("feature", "max", "tokens"))
-    whole = '<table style="color:inherit;font-size:inherit"><tr>{}<th>strongest on</th></tr>{}</table>'
-    return Markup(whole).format(heads, Markup("").join(rows))
+    last = Markup(f"<th {left}>label</th>") if analysis.labels and analysis.labels[0] else ""
+    whole = '<table style="color:inherit;font-size:inherit"><tr>{}<th>strongest on</th>{}</tr>{}</table>'
+    return Markup(whole).format(heads, last, Markup("").join(rows))

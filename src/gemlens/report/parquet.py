@@ -44,9 +44,24 @@ def to_table(analysis: Analysis, *, prompt_index: int = 0) -> pa.Table:
         "is_special": of_token("is_special").astype(bool),
         "dictionary": _named(dictionary, names),
         "feature_id": np.concatenate([active.ids for active in analysis.activations]).astype(np.int32),
+        "label": _labels(analysis, dictionary),
         "activation": np.concatenate([active.values for active in analysis.activations]).astype(np.float32),
     }
     return pa.table(columns).replace_schema_metadata(_metadata(analysis))
+
+
+def _labels(analysis: Analysis, dictionary: np.ndarray) -> pa.DictionaryArray:
+    """What each row's feature is called; null where nobody said."""
+    import pyarrow as pa
+
+    ids = np.concatenate([active.ids for active in analysis.activations]).tolist()
+    texts: dict[str, int] = {}
+    at: list[int | None] = []
+    for k, feature in zip(dictionary.tolist(), ids, strict=True) if analysis.labels else ():
+        label = analysis.label_of(k, feature)
+        at.append(None if label is None else texts.setdefault(_utf8(label.shown), len(texts)))
+    indices = pa.array(at or [None] * len(ids), pa.int32())
+    return pa.DictionaryArray.from_arrays(indices, pa.array(list(texts), pa.string()))
 
 
 @contextmanager

@@ -75,7 +75,9 @@ def _strongest(analysis: Analysis, index: int, console: Console) -> Table:
     from rich.text import Text
 
     headers = ("feature", "max", "mean", "tokens")
-    table = _table(*((header, "right", None) for header in headers), ("strongest on", "left", None))
+    named = index < len(analysis.labels) and bool(analysis.labels[index])
+    last = ("strongest on", "label") if named else ("strongest on",)
+    table = _table(*((header, "right", None) for header in headers), *((header, "left", None) for header in last))
     for feature in strongest(analysis, index, STRONGEST):
         peak = analysis.tokens[feature.token]
         table.add_row(
@@ -84,8 +86,16 @@ def _strongest(analysis: Analysis, index: int, console: Console) -> Table:
             number(feature.mean_activation),
             str(feature.active_tokens),
             Text.assemble(_encodable(token_name(peak), console), (f"  #{peak.position}", "dim")),
+            *([_label(analysis, index, feature.feature_id, console)] if named else []),
         )
     return table
+
+
+def _label(analysis: Analysis, index: int, feature: int, console: Console) -> Text:
+    from rich.text import Text
+
+    label = analysis.label_of(index, feature)
+    return Text(plain(label.shown, console) if label else "")
 
 
 def _table(*columns: tuple[str, Literal["left", "right"], int | None]) -> Table:

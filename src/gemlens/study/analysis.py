@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from gemlens import __version__
-from gemlens.errors import InputError
+from gemlens.errors import GemlensError, InputError
 from gemlens.lm.gemma import Model
 from gemlens.lm.text import encode_prompt, pieces, prompt_text, texts
 from gemlens.records import ActiveFeatures, Analysis, DictionaryInfo, FeatureActivation, Provenance, TokenRecord
+from gemlens.records.labels import Label
 from gemlens.scope.features import Features
+from gemlens.scope.labels import labels_for
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
@@ -121,6 +123,7 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
         at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
         for dictionary in study.dictionaries
     ]
+    labels, unlabelled = _labels(infos, features)
     return [
         Analysis(
             prompt=text.prompt,
@@ -133,10 +136,27 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
             tokens=_token_records(study, text, mine.tolist(), parts),
             activations=tuple(_active(part) for part in parts),
             provenance=study.provenance,
-            warnings=study.warnings,
+            warnings=study.warnings + unlabelled,
+            labels=tuple(_fire(named, part) for named, part in zip(labels, parts, strict=True)) if any(labels) else (),
         )
         for text, mine, *parts in zip(texts, read_of, *features, strict=True)
     ]
+
+
+def _labels(
+    infos: Sequence[DictionaryInfo], features: Sequence[Sequence[Features]]
+) -> tuple[list[dict[int, Label]], tuple[str, ...]]:
+    """What the features of each dictionary are called, and a warning where the store cannot be read."""
+    try:
+        fired = ({feature for part in parts for feature in part.ids.tolist()} for parts in features)
+        return [labels_for(info, ids) for info, ids in zip(infos, fired, strict=True)], ()
+    except GemlensError as error:  # labels are a help beside the thing itself
+        return [{} for _ in infos], (f"labels are not shown: {error}",)
+
+
+def _fire(labels: dict[int, Label], features: Features) -> dict[int, Label]:
+    """Labels of the features that fire in one text."""
+    return {feature: labels[feature] for feature in sorted(set(features.ids.tolist())) if feature in labels}
 
 
 def tokens_read(model: Model, dictionaries: Sequence[DictionaryInfo], ids: Tensor) -> Tensor:
