@@ -60,7 +60,7 @@ def shape_of(row: Mapping[str, Any], fields: Mapping[str, str] | None, where: st
     missing = [name for name in needed if name not in row]
     near = f"no {missing[0]!r}; " if len(missing) < len(needed) else ""
     raise InputError(
-        f"{where}: {near}it has {there}; known are {known}; else map them: --fields question=NAME,choices=A+B,label=NAME"
+        f"{where}: {near}it has {there}; known are {known}; others with --fields question=NAME,choices=A+B,label=NAME"
     )
 
 
@@ -73,7 +73,9 @@ def _llm_foundry(row: Mapping[str, Any], where: str) -> Row:
     choices = _list(row["choices"], "choices", where)
     context = f"{query}\nAnswer:"
     question = query.removeprefix("Question: ")
-    return _row(question, choices, _index(row, "gold", where), [context] * len(choices), [f" {each}" for each in choices])
+    return _row(
+        question, choices, _index(row, "gold", where), [context] * len(choices), [f" {each}" for each in choices]
+    )
 
 
 def _hellaswag(row: Mapping[str, Any], where: str) -> Row:
@@ -85,7 +87,9 @@ def _hellaswag(row: Mapping[str, Any], where: str) -> Row:
         context = f"{row['activity_label']}: {context}"
     choices = _list(row["endings"], "endings", where)
     context, cleaned = _without_marks(context), [_without_marks(each) for each in choices]
-    return _row(context, cleaned, _index(row, "label", where), [context] * len(cleaned), [f" {each}" for each in cleaned])
+    return _row(
+        context, cleaned, _index(row, "label", where), [context] * len(cleaned), [f" {each}" for each in cleaned]
+    )
 
 
 def _arc(row: Mapping[str, Any], where: str) -> Row:
@@ -145,10 +149,8 @@ def _mapped(fields: Mapping[str, str]) -> Shape:
             if name not in row:
                 there = ", ".join(map(str, row)) or "nothing"
                 raise InputError(f"{where}: no {name!r}, it has {there}; name those with --fields")
-        if len(columns) > 1:
-            choices = _texts(row, columns, where)
-        else:
-            choices = _list(row[columns[0]], columns[0], where)
+        one = columns[0]
+        choices = _texts(row, columns, where) if len(columns) > 1 else _list(row[one], one, where)
         label = row[fields["label"]]
         text = str(label).strip()
         if label in _NONE:
@@ -212,7 +214,9 @@ def _number(value: Any, name: str, where: str) -> int:
             raise ValueError
         return int(value)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {name!r} is {str(value)[:50]!r}; expected the number of the right choice") from error
+        raise InputError(
+            f"{where}: {name!r} is {str(value)[:50]!r}; expected the number of the right choice"
+        ) from error
 
 
 def _without_marks(text: str) -> str:

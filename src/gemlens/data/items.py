@@ -206,7 +206,7 @@ def _labelled(path: Path, rows: list[dict[str, Any]], labels: str | Path | None)
     while lines and not lines[-1].strip():
         lines.pop()
     if len(lines) != len(rows):
-        raise InputError(f"{path} has {len(rows)} rows and {labels} {len(lines)} labels; give the files that belong together")
+        raise InputError(
+            f"{path} has {len(rows)} rows and {labels} {len(lines)} labels; give the files that belong together"
+        )
     return [row | {"label": line.strip()} for row, line in zip(rows, lines, strict=True)]
-
-

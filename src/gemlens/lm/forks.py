@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from gemlens.lm.gemma import Model, check_finite, module_at
 from gemlens.lm.hooks import StopForward, read
 from gemlens.sites import Site
 
-__all__ = ["Fork", "fork", "read_forks"]
+__all__ = ["Fork", "flat_places", "fork", "read_forks"]
 
 _SHARED, _PADDING = -1, -2
 
@@ -91,10 +92,9 @@ def read_forks(
     with ExitStack() as stack:
         found = {}
         for site in ordered:
-            flat = np.concatenate([places + row * longest for row, places in enumerate(wanted[site])])
-            places = torch.from_numpy(flat).to(model.device)
+            places = flat_places(forks, wanted[site]).to(model.device)
             found[site] = stack.enter_context(
-                read(*module_at(model, site), stop=site == ordered[-1], keep=lambda x, p=places: x.flatten(0, 1)[p])
+                read(*module_at(model, site), stop=site == ordered[-1], keep=partial(_at, places))
             )
         with suppress(StopForward):
             model.backbone(
@@ -106,6 +106,16 @@ def read_forks(
     result = {site: tensors[0] for site, tensors in found.items()}
     check_finite(model, result)
     return result
+
+
+def _at(places: Tensor, x: Tensor) -> Tensor:
+    return x.flatten(0, 1)[places]
+
+
+def flat_places(forks: Sequence[Fork], places: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Where places in each of some forks stand when ``read_forks`` passes them, in [forks x longest]."""
+    longest = max(map(len, forks))
+    return torch.from_numpy(np.concatenate([each + row * longest for row, each in enumerate(places)]))
 
 
 def _rows(rows: Sequence[NDArray[np.int64]], length: int, filling: int) -> Tensor:

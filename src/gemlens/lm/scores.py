@@ -45,7 +45,7 @@ def token_log_probabilities(model: Model, residual: Tensor, places: Tensor, targ
 def _part(model: Model, residual: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """[n] logarithms of the sums of exponentials, [m] logits asked for."""
     head, cap = model.module.lm_head, model.config.final_logit_softcapping
-    weight: Tensor = head.weight  # type: ignore[union-attr, assignment]
+    weight: Tensor = head.weight
     hidden = model.backbone.norm(residual).to(weight.dtype)  # type: ignore[operator]
     sums: list[Tensor] = []
     wanted = torch.empty(len(places), dtype=torch.float32, device=residual.device)

@@ -1,8 +1,8 @@
 """One dictionary for every layer: of all that a release holds, the series that covers most layers.
 
-    sites    resid_post unless named; several give several series
-    width    the one that most layers have; of equals 16k, else the narrowest
-    L0       for each layer the nearest to a number (small, medium and big stand for 20, 60 and 150), or that word
+sites    resid_post unless named; several give several series
+width    the one that most layers have; of equals 16k, else the narrowest
+L0       for each layer the nearest to a number (small, medium and big stand for 20, 60 and 150), or that word
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _folder(each: Listed) -> str:
 
 def _some(found: list[Listed], what: str, there: Iterable[object], name: str = "") -> list[Listed]:
     if not found:
-        known = sorted(there, key=lambda each: (isinstance(each, str), each))  # type: ignore[arg-type]
+        known = sorted(there, key=lambda each: (isinstance(each, str), each))
         near = nearest(name, map(str, known)) if name else f"there is {', '.join(map(str, known[:30])) or 'none'}"
         raise NotFoundError(f"the release has no dictionary {what}; {near}")
     return found
