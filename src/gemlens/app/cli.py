@@ -17,8 +17,10 @@ import typer
 from gemlens import __version__
 from gemlens.app.analyze import analyze
 from gemlens.app.catalog import catalog
+from gemlens.app.choices import choices
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
+from gemlens.app.contrast import contrast
 from gemlens.app.export import export
 from gemlens.app.fidelity import fidelity
 from gemlens.app.train import train
@@ -62,6 +64,8 @@ def _root(
 
 app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
+app.command(short_help="Multiple choice: what fires for right answers and not for wrong ones.")(choices)
+app.command(short_help="What fires for one set of texts and not for another.")(contrast)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
 app.command(short_help="Write dictionaries again, as float32, bfloat16 or int8.")(export)

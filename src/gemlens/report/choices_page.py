@@ -6,7 +6,8 @@ The template writes all that can be read without a script; the item browser gets
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +15,15 @@ import numpy as np
 from gemlens.records.choices import CauseEffect, Choices, Example, FeatureTest
 from gemlens.report import visible
 from gemlens.report.axes import colour
-from gemlens.report.choices_json import strongest_of
+from gemlens.report.choices_browser import Labels, browser
 from gemlens.report.layers import Point, plot
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 
 __all__ = ["to_html"]
 
-Labels = Mapping[int, Mapping[int, str]]
-"""Dictionary's index -> feature -> what it is called."""
-
 _LISTED = 5
 _SHADES = 8
-# Features that the browser shows of a choice and layer: a page of 918 items and 26 layers stays under 10 MB.
-_FEW, _MANY_ITEMS, _FEW_OF_MANY = 10, 200, 4
 
 
 class _Figure(NamedTuple):
@@ -52,14 +48,14 @@ def to_html(found: Choices, *, labels: Labels | None = None) -> str:
         notes=[*_notes(found), *found.warnings],
         one_line=visible.one_line,
         colour=colour,
-        data=_browser(found, named),
+        data=browser(found, named),
     )
 
 
 def _notes(found: Choices) -> list[str]:
     said = []
     first = found.first_text
-    same = sum(len(set(found.last_token_id[a:b].tolist())) == 1 for a, b in zip(first, first[1:], strict=False))
+    same = sum(len(set(found.last_token_id[a:b].tolist())) == 1 for a, b in pairwise(first))
     if found.token == "last" and same:
         said.append(
             f"In {same} of {len(found.items)} items both sides end in one token: there, features of the last token can "
@@ -73,21 +69,21 @@ def _notes(found: Choices) -> list[str]:
 
 
 def _overlap(found: Choices) -> _Figure:
-    series = {
-        "right and wrong": [(each.right_wrong, each.standard_error) for each in found.overlaps],
-        "of these, same last token": [(each.same_last, 0.0) for each in found.overlaps],
-        "other last token": [(each.other_last, 0.0) for each in found.overlaps],
-        "right, and right of the next item": [(each.right_right, 0.0) for each in found.overlaps],
+    errors = [each.standard_error for each in found.overlaps]
+    none = [0.0] * len(errors)
+    series: dict[str, tuple[list[float | None], list[float]]] = {
+        "right and wrong": ([each.right_wrong for each in found.overlaps], errors),
+        "of these, same last token": ([each.same_last for each in found.overlaps], none),
+        "other last token": ([each.other_last for each in found.overlaps], none),
+        "right, and right of the next item": ([each.right_right for each in found.overlaps], none),
     }
-    sites = [info.site for info in found.dictionaries]
-    layers = [info.layer for info in found.dictionaries]
     groups = {
         name: [
-            Point(layer, value, error, f"{site}, {name}")
-            for layer, site, (value, error) in zip(layers, sites, values, strict=True)
+            Point(info.layer, value, error, f"{info.site}, {name}")
+            for info, value, error in zip(found.dictionaries, values, halves, strict=True)
             if value is not None
         ]
-        for name, values in series.items()
+        for name, (values, halves) in series.items()
     }
     groups = {name: points for name, points in groups.items() if points}
     return _Figure(
@@ -132,8 +128,8 @@ def _lens(found: Choices) -> _Figure | None:
     ]
     return _Figure(
         "Margin, if the model stopped there",
-        f"Right less best wrong, in nats, through the model's own norm and head (logit lens), over the scored tokens of "
-        f"{n} items; mean ± standard error.",
+        "Right less best wrong, in nats, through the model's own norm and head (logit lens), over the scored tokens "
+        f"of {n} items; mean ± standard error.",
         ["margin"],
         plot([points], "margin"),
     )
@@ -236,47 +232,6 @@ def _effect(name: str, effect: CauseEffect, accuracy: float) -> dict[str, str]:
         "random": f"{np.mean(drawn):+.3f} ({min(drawn):+.3f} to {max(drawn):+.3f})",
         "random_accuracy": f"{100 * (np.mean(effect.random_accuracy) - accuracy):+.1f}",
         "p": _p(effect.p),
-    }
-
-
-def _browser(found: Choices, labels: Labels) -> dict[str, Any]:
-    few = _FEW if len(found.items) <= _MANY_ITEMS else _FEW_OF_MANY
-    tops = [strongest_of(found, index) for index in range(len(found.dictionaries))]
-    named: list[dict[str, str]] = []
-    for index, of_texts in enumerate(tops):
-        shown = {feature for top in of_texts for feature, _, _ in top[:few]}
-        mine = labels.get(index, {})
-        named.append({str(feature): mine[feature] for feature in sorted(shown) if mine.get(feature)})
-    return {
-        "layers": [
-            {"site": info.site, "link": neuronpedia_page(info), "labels": named[index]}
-            for index, info in enumerate(found.dictionaries)
-        ],
-        "scored": found.scored,
-        "items": [_browsed(found, index, tops, few) for index in range(len(found.items))],
-    }
-
-
-def _browsed(found: Choices, index: int, tops: Sequence[Sequence[Any]], few: int) -> dict[str, Any]:
-    item, start = found.items[index], int(found.first_text[index])
-    return {
-        "id": item.id,
-        "question": visible.one_line(item.question),
-        "gold": item.gold,
-        "margin": round(found.margin(index), 3) if found.scored else None,
-        "choices": [
-            {
-                "text": visible.one_line(item.choices[choice]),
-                "score": round(float(found.log_likelihood[start + choice]), 3) if found.scored else None,
-                "tokens": int(found.n_tokens[start + choice]),
-                "last": visible.inline(found.last_token[start + choice]),
-                "top": [
-                    [[feature, float(f"{value:.4g}")] for feature, value, _ in top[start + choice][:few]]
-                    for top in tops
-                ],
-            }
-            for choice in range(len(item.choices))
-        ],
     }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from gemlens.errors import OutputError
 from gemlens.files import check_folder, whole, write
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "remove"]
 
 
 class Parts:
@@ -40,7 +40,7 @@ class Parts:
         except (OSError, UnicodeDecodeError):
             same = False
         if not same:
-            self.remove()
+            remove(folder)
             check_folder(folder)
             write(said, there)
 
@@ -65,23 +65,28 @@ class Parts:
             with whole(self._path(name)) as file:
                 file.write(save({key: each.contiguous() for key, each in tensors.items()}))
 
-    def remove(self) -> None:
-        """All of it; only what a run of ours put there."""
-        if self._folder is None or not self._folder.exists():
-            return
-        inside = list(self._folder.iterdir()) if self._folder.is_dir() else [self._folder]
-        strange = [
-            path.name
-            for path in inside
-            if path.name != "run.json" and path.suffix != ".safetensors" and not path.name.startswith(".gemlens-")
-        ]
-        if strange:
-            raise OutputError(
-                f"{self._folder} holds {strange[0]}, which is not of a run; move it, or choose another --output-file"
-            )
-        with suppress(OSError):
-            shutil.rmtree(self._folder)
-
     def _path(self, name: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{name}.safetensors"
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of parts.
+
+    Raises:
+        OutputError: it holds anything that no run put there.
+    """
+    if not folder.exists():
+        return
+    inside = list(folder.iterdir()) if folder.is_dir() else [folder]
+    strange = [
+        path.name
+        for path in inside
+        if path.name != "run.json" and path.suffix != ".safetensors" and not path.name.startswith(".gemlens-")
+    ]
+    if strange:
+        raise OutputError(
+            f"{folder} holds {strange[0]}, which is not of a run; move it, or choose another --output-file"
+        )
+    with suppress(OSError):
+        shutil.rmtree(folder)

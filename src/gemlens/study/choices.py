@@ -71,7 +71,7 @@ def choices(
         cause: so many features are ablated on the held-out half; 0 leaves that out.
         draws: of other features, to hold each ablation against.
         seed: of the halves and the draws.
-        folder: keeps what is done, for a run that may be killed; ``Parts.remove`` empties it.
+        folder: keeps what is done, for a run that may be killed; ``choice_parts.remove`` takes it away.
         skipped: what was left out before, for the record.
         report: told what is going on, steps done and steps to do.
 
