@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gemlens.lm.gemma import Model
+from gemlens.lm.gemma import Model, logits
 
 __all__ = ["token_log_probabilities"]
 
@@ -53,7 +53,16 @@ def _part(model: Model, residual: Tensor, places: Tensor, targets: Tensor) -> tu
         scores = F.linear(hidden, weight[first : first + _ENTRIES]).float()
         if cap is not None:
             scores = cap * torch.tanh(scores / cap)
-        sums.append(scores.logsumexp(dim=1))
         here = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
         wanted[here] = scores[places[here], targets[here] - first]
-    return torch.stack(sums).logsumexp(dim=0), wanted
+        # Logits lie far inside float32's exponents, so no maximum has to be found first; below is for others.
+        sums.append(scores.exp_().sum(dim=1))
+    total = torch.stack(sums).sum(dim=0)
+    if bool(torch.isfinite(total).all()) and float(total.min()) > 1e-30:
+        return total.log(), wanted
+    return _with_maxima(model, residual), wanted
+
+
+def _with_maxima(model: Model, residual: Tensor) -> Tensor:
+    """[n] logarithms of the sums of exponentials, of logits of any size."""
+    return torch.cat([logits(model, part).float().logsumexp(dim=-1) for part in residual.split(64)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,10 @@ def to_html(found: Choices, *, labels: Labels | None = None) -> str:
         title=f"Multiple choice: {found.dataset}" if found.scored else f"Contrast: {found.dataset}",
         figures=[figure for figure in (_overlap(found), _counts(found), _lens(found)) if figure],
         layers=[_layer(found, index, named.get(index, {})) for index in range(len(found.dictionaries))],
-        examples=[_example(found, each, named.get(each.dictionary, {})) for each in found.examples],
+        examples=[
+            (site, [_example(found, each, named.get(each.dictionary, {})) for each in group])
+            for site, group in groupby(found.examples, key=lambda each: found.dictionaries[each.dictionary].site)
+        ],
         cause=_cause(found, named),
         notes=[*_notes(found), *found.warnings],
         one_line=visible.one_line,
@@ -59,7 +62,8 @@ def _notes(found: Choices) -> list[str]:
     if found.token == "last" and same:
         said.append(
             f"In {same} of {len(found.items)} items both sides end in one token: there, features of the last token can "
-            "differ by the context alone. In the others they differ by the token to begin with."
+            "differ by the context alone."
+            + (" In the others they differ by the token to begin with." if same < len(found.items) else "")
         )
     if found.skipped:
         shown = "; ".join(f"{each.id}: {each.reason}" for each in found.skipped[:5])
@@ -85,6 +89,8 @@ def _overlap(found: Choices) -> _Figure:
         ]
         for name, (values, halves) in series.items()
     }
+    if not groups["other last token"]:  # one line would lie on the other
+        groups["of these, same last token"] = []
     groups = {name: points for name, points in groups.items() if points}
     return _Figure(
         "What right and wrong share",
@@ -155,7 +161,7 @@ def _row(test: FeatureTest, labels: Mapping[int, str], link: str | None) -> dict
         "label": labels.get(test.feature_id),
         "link": None if link is None else f"{link}{test.feature_id}",
         "confirmed": test.confirmed,
-        "items": test.items,
+        "active": test.items,
         "right": visible.number(test.right),
         "wrong": visible.number(test.wrong),
         "z": f"{test.z:+.2f}",
@@ -210,7 +216,7 @@ def _cause(found: Choices, labels: Labels) -> dict[str, Any] | None:
     together = [("all at once", cause.together)] if len(cause.together.features) > 1 else []
     rows = [*together, *((_feature_name(found, each, labels), each) for each in cause.alone)]
     return {
-        "items": cause.items,
+        "half": cause.items,
         "accuracy": f"{100 * cause.accuracy:.1f}",
         "margin": f"{cause.margin:.3f}",
         "rows": [_effect(name, each, cause.accuracy) for name, each in rows],

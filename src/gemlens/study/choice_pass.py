@@ -27,7 +27,7 @@ __all__ = ["Around", "Passed", "Wanted", "run_items", "score_items"]
 # Tokens of a pass, padding counted. Longer ones gain nothing on a CPU; attention masks are [forks, n, n].
 _BATCH = 2048
 # Tokens of padding that cost about as much as another pass.
-_PADDING = 128
+_PADDING = 256
 
 
 Around = Callable[[Sequence[Read]], AbstractContextManager[None]]
