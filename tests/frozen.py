@@ -72,7 +72,9 @@ class Frozen:
                 block.self_attn.register_forward_pre_hook(self._note_hidden(layer), with_kwargs=True),
                 block.self_attn.register_forward_hook(self._frozen_attention(layer)),
                 block.pre_feedforward_layernorm.register_forward_hook(self._note(self.seen, layer, lambda y: y)),
-                block.post_feedforward_layernorm.register_forward_hook(self._frozen_mlp(layer, (written or {}).get(layer))),
+                block.post_feedforward_layernorm.register_forward_hook(
+                    self._frozen_mlp(layer, (written or {}).get(layer))
+                ),
             ]
         if embedded is not None:
             handles.append(self.blocks[0].register_forward_pre_hook(lambda _m, args: (args[0] + embedded, *args[1:])))

@@ -22,6 +22,10 @@ from gemlens.app.circuit import circuit
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.encode import encode
+from gemlens.app.choices import choices
+from gemlens.app.collect import collect
+from gemlens.app.console import abandon_stdout
+from gemlens.app.contrast import contrast
 from gemlens.app.export import export
 from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
@@ -72,6 +76,8 @@ app.command(short_help="What a feature means: its strongest examples, what it wr
 app.command(short_help="What predictions lose when features are taken out.")(ablate)
 app.command(short_help="What a model says with features turned up and down.")(steer)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
+app.command(short_help="Multiple choice: what fires for right answers and not for wrong ones.")(choices)
+app.command(short_help="What fires for one set of texts and not for another.")(contrast)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Which features a phrase leads to, by activation and by label.")(find)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)

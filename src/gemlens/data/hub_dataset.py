@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,16 @@ class HubDataset:
             NotFoundError: no such data set, configuration, split or revision, or the hub cannot be reached.
             InputError: no such column.
         """
+        for number, row in enumerate(self._open(), 1):
+            if field not in row:
+                raise InputError(f"{self} has no column {field!r}; its columns are {', '.join(map(str, row))}")
+            yield row[field], f"{self}, row {number}"
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Whole rows, all columns; raises as ``rows`` does."""
+        yield from map(dict, self._open())
+
+    def _open(self) -> Iterable[Any]:
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -60,7 +70,4 @@ class HubDataset:
                 f"{self} cannot be opened ({reason}); name it as hf:owner/name:config:split, or download it and give "
                 "its .parquet files"
             ) from error
-        for number, row in enumerate(found, 1):
-            if field not in row:
-                raise InputError(f"{self} has no column {field!r}; its columns are {', '.join(map(str, row))}")
-            yield row[field], f"{self}, row {number}"
+        return found

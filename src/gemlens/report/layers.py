@@ -1,4 +1,4 @@
-"""One figure of several series of dictionaries by layer, as SVG inside a page: a line a series, a point a dictionary.
+"""One figure of several series by layer, as SVG inside a page: a line a series, a point a dictionary or layer.
 
 Colours are classes (``c0``, ``c1``, …) that the page's style gives a meaning, since its policy allows no inline styles.
 """
@@ -6,16 +6,28 @@ Colours are classes (``c0``, ``c1``, …) that the page's style gives a meaning,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from gemlens.records import Fidelity
 from gemlens.report.axes import Axis, colour, line, safe
 
-__all__ = ["by_layer"]
+__all__ = ["Point", "by_layer", "plot"]
 
 _WIDTH, _HEIGHT = 520, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 46
 _LOWEST = -0.5
 """Shares below it are drawn at the edge, as triangles."""
+
+
+class Point(NamedTuple):
+    """One value of one layer."""
+
+    layer: int
+    value: float
+    error: float
+    """Half the length of a bar through it; 0 for none."""
+    where: str
+    """What is pointed at, for the tip."""
 
 
 def by_layer(
@@ -33,20 +45,51 @@ def by_layer(
         log: on a scale of logarithms, where all are above 0.
         error: half the length of a bar through the point.
     """
-    members = [figures for group in groups for figures in group]
-    last = max(figures.dictionary.layer for figures in members)
+    return plot(
+        [
+            [
+                Point(
+                    each.dictionary.layer,
+                    value(each),
+                    error(each),
+                    f"{each.dictionary.path or each.dictionary.id}, {each.writes}",
+                )
+                for each in group
+            ]
+            for group in groups
+        ],
+        name,
+        top=top,
+        log=log,
+        lowest=_LOWEST,
+    )
+
+
+def plot(
+    groups: Sequence[Sequence[Point]],
+    name: str,
+    *,
+    top: float | None = None,
+    log: bool = False,
+    lowest: float | None = None,
+) -> str:
+    """Draw each group in its colour, from 0 or below to ``top`` or to the largest.
+
+    Args:
+        lowest: what lies below is drawn at the edge, as a triangle.
+    """
+    members = [point for group in groups for point in group]
+    last = max(point.layer for point in members)
     across = Axis(-0.5, last + 0.5, _LEFT, _WIDTH - _RIGHT, log=False)
-    lowest, highest = min(map(value, members)), max(value(figures) + error(figures) for figures in members)
-    if log and lowest > 0:
-        up = Axis(lowest / 1.2, highest * 1.2, _HEIGHT - _BOTTOM, _TOP, log=True)
+    below = 0.0 if log or lowest is not None else 1.0
+    least = min(point.value - below * point.error for point in members)
+    most = max(point.value + point.error for point in members)
+    if log and least > 0:
+        up = Axis(least / 1.2, most * 1.2, _HEIGHT - _BOTTOM, _TOP, log=True)
     else:
-        lowest = min(0.0, max(lowest, _LOWEST))
-        up = Axis(
-            lowest, max(1.05 * highest if top is None else top, lowest + 1e-9), _HEIGHT - _BOTTOM, _TOP, log=False
-        )
-    body = [
-        each for index, group in enumerate(groups) for each in _series(group, index, value, error, across, up, name)
-    ]
+        least = min(0.0, least if lowest is None else max(least, lowest))
+        up = Axis(least, max(1.05 * most if top is None else top, least + 1e-9), _HEIGHT - _BOTTOM, _TOP, log=False)
+    body = [each for index, group in enumerate(groups) for each in _series(group, index, across, up, name)]
     return "\n".join(
         [
             f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{safe(name)} by layer">',
@@ -70,33 +113,21 @@ def _frame(across: Axis, up: Axis) -> Iterable[str]:
     yield f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">layer</text>'
 
 
-def _series(
-    group: Sequence[Fidelity],
-    index: int,
-    value: Callable[[Fidelity], float],
-    error: Callable[[Fidelity], float],
-    across: Axis,
-    up: Axis,
-    name: str,
-) -> Iterable[str]:
+def _series(group: Sequence[Point], index: int, across: Axis, up: Axis, name: str) -> Iterable[str]:
     def height(amount: float) -> float:
         return up(min(max(amount, up.low), up.high))
 
-    places = [(across(figures.dictionary.layer), height(value(figures))) for figures in group]
+    places = [(across(point.layer), height(point.value)) for point in group]
     yield f'<g class="{colour(index)}">'
     yield line("series", places)
-    for figures, (x, y) in zip(group, places, strict=True):
-        amount, half = value(figures), error(figures)
+    for point, (x, y) in zip(group, places, strict=True):
+        amount, half = point.value, point.error
         if half:
             yield f'<path class="error" d="M{x:.1f} {height(amount - half):.1f}V{height(amount + half):.1f}"/>'
-        tip = f"<title>{safe(_tip(figures, name, amount, half))}</title>"
+        said = f"{point.where}: {name} {amount:.3f}" + (f" ± {half:.3f}" if half else "")
+        tip = f"<title>{safe(said)}</title>"
         if amount < up.low:
             yield f'<path class="point beyond" d="M{x - 5:.1f} {y - 8:.1f}h10l-5 8z">{tip}</path>'
         else:
             yield f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tip}</circle>'
     yield "</g>"
-
-
-def _tip(figures: Fidelity, name: str, amount: float, half: float) -> str:
-    where = figures.dictionary.path or figures.dictionary.id
-    return f"{where}, {figures.writes}: {name} {amount:.3f}" + (f" ± {half:.3f}" if half else "")

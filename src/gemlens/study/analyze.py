@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from gemlens.batched import of_like_length
 from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, generate, ragged_activations
 from gemlens.records import Analysis
@@ -138,7 +139,7 @@ def analyze_many(
 
 def _in_order(study: Study, texts: Iterable[Text], report: Callable[[int], None]) -> Iterator[Analysis]:
     for window in _windows(texts):
-        batches = _batches([len(text.ids) for text in window])
+        batches = of_like_length([len(text.ids) for text in window], most=_BATCH, padding=_PADDING)
         batch_of = {index: batch for batch in batches for index in batch}
         ready: dict[int, Analysis] = {}
         for index in range(len(window)):
@@ -165,21 +166,6 @@ def _windows(texts: Iterable[Text]) -> Iterator[list[Text]]:
             window, tokens = [], 0
     if window:
         yield window
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of texts that are read together, the shortest first."""
-    batches: list[list[int]] = [[]]
-    tokens = 0  # of the last batch, without padding
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        n = lengths[index]
-        padded = (len(batches[-1]) + 1) * n
-        if batches[-1] and (padded > _BATCH or padded - (tokens + n) > _PADDING):
-            batches.append([])
-            tokens = 0
-        batches[-1].append(index)
-        tokens += n
-    return batches
 
 
 def _check_sampling(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:

@@ -154,9 +154,7 @@ class _Bench:
             if target.layer == layer:
                 changes[:, column] = (state[:, target.position] @ target.vector).cpu().numpy()
 
-    def _answer(
-        self, part: Part, read: Tensor, several: Sequence[Sequence[Edit]], pending: dict[int, Tensor]
-    ) -> None:
+    def _answer(self, part: Part, read: Tensor, several: Sequence[Sequence[Edit]], pending: dict[int, Tensor]) -> None:
         """What the features of a layer write differently, where what they read has changed or an edit holds them."""
         run, nodes = self.scene.run, self.scene.nodes
         held = [
@@ -242,4 +240,3 @@ def _again(graph: Graph, n: int) -> list[Targets]:
 def _position(label: str, n: int) -> int:
     tail = label.rsplit(" ", 1)[-1]
     return int(tail) if tail.isdigit() else n - 1
-

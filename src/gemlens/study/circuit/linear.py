@@ -110,7 +110,10 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
     kind = torch.float64 if model.dtype == torch.float64 else torch.float32
     if getattr(model.config, "attention_bias", False):
         raise MismatchError(f"the attention of {model.name} has biases; circuits know Gemmas, which have none")
-    wanted = [Site(0, "embed"), *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out"))]
+    wanted = [
+        Site(0, "embed"),
+        *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out")),
+    ]
     last = Site(len(blocks) - 1, "resid_post")
     with ExitStack() as stack:
         stack.enter_context(_eager(model))
@@ -132,9 +135,7 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
         )
         norm = block.pre_feedforward_layernorm
         mlp_out = one[Site(index, "mlp_out")].to(kind)
-        layers.append(
-            Forward(attention, norm_scale(norm, middle), norm_weight(norm, kind), middle, mlp_out)
-        )
+        layers.append(Forward(attention, norm_scale(norm, middle), norm_weight(norm, kind), middle, mlp_out))
     final = one[last].to(kind)
     return CleanRun(
         embedding=one[wanted[0]].to(kind),

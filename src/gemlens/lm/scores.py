@@ -1,0 +1,68 @@
+"""Log-probabilities of tokens, without ever holding a row of 262,144 logits for each position.
+
+The head is the model's own matrix, taken some thousand entries of the vocabulary at a time: what a block of it puts
+out stays in the cache until its exponentials are added. The same numbers as a softmax of ``lm.gemma.logits``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gemlens.lm.gemma import Model, logits
+
+__all__ = ["token_log_probabilities"]
+
+# 4,096 entries x 512 positions of float32 are 8 MB.
+_ENTRIES, _POSITIONS = 4096, 512
+
+
+@torch.no_grad()
+def token_log_probabilities(model: Model, residual: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    """Natural logarithms of the probabilities of some next tokens.
+
+    Args:
+        residual: [n, d_model], the last block's output; with that of an earlier block, the logit lens
+            (nostalgebraist 2020): the same norm and head.
+        places: int64 [m], rows of ``residual``; a row may have several targets.
+        targets: int64 [m], the token ids that are asked for.
+
+    Returns:
+        float32 [m] on the CPU.
+    """
+    places, targets = places.to(residual.device), targets.to(residual.device)
+    norms, wanted = [], residual.new_empty(len(places), dtype=torch.float32)
+    for start in range(0, len(residual), _POSITIONS):
+        part = residual[start : start + _POSITIONS]
+        mine = ((places >= start) & (places < start + len(part))).nonzero()[:, 0]
+        norm, found = _part(model, part, places[mine] - start, targets[mine])
+        norms.append(norm)
+        wanted[mine] = found
+    return (wanted - torch.cat(norms)[places]).cpu() if norms else wanted.cpu()
+
+
+def _part(model: Model, residual: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """[n] logarithms of the sums of exponentials, [m] logits asked for."""
+    head, cap = model.module.lm_head, model.config.final_logit_softcapping
+    weight: Tensor = head.weight
+    hidden = model.backbone.norm(residual).to(weight.dtype)  # type: ignore[operator]
+    sums: list[Tensor] = []
+    wanted = torch.empty(len(places), dtype=torch.float32, device=residual.device)
+    for first in range(0, len(weight), _ENTRIES):
+        scores = F.linear(hidden, weight[first : first + _ENTRIES]).float()
+        if cap is not None:
+            scores = cap * torch.tanh(scores / cap)
+        here = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
+        wanted[here] = scores[places[here], targets[here] - first]
+        # Logits lie far inside float32's exponents, so no maximum has to be found first; below is for others.
+        sums.append(scores.exp_().sum(dim=1))
+    total = torch.stack(sums).sum(dim=0)
+    if bool(torch.isfinite(total).all()) and float(total.min()) > 1e-30:
+        return total.log(), wanted
+    return _with_maxima(model, residual), wanted
+
+
+def _with_maxima(model: Model, residual: Tensor) -> Tensor:
+    """[n] logarithms of the sums of exponentials, of logits of any size."""
+    return torch.cat([logits(model, part).float().logsumexp(dim=-1) for part in residual.split(64)])
