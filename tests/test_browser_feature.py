@@ -23,7 +23,7 @@ from tiny import published_config, random_tensors, write_dictionary
 
 ID = "resid_post/layer_2_width_200_l0_small"
 WIDTH = 200
-WORDS = "the sea was calm and over of boat sails a far island where nobody had been before but gulls".split()
+WORDS = "the sea was calm and over of boat sails a far island where nobody had been before but gulls".split(" ")  # noqa: SIM905
 PIECES = ["<pad>", "<eos>", "<bos>", "\n", "<0xF0>", *PAYLOADS, *(f"▁{word}" for word in WORDS)]
 VOCABULARY = Vocabulary("tiny", tuple(PIECES), frozenset({0, 1, 2}))
 
@@ -109,8 +109,7 @@ def test_the_page_of_one_is_complete_without_a_script(visit, one, script):
 
 
 def test_shades_follow_activations(visit, one):
-    record, path = one
-    page = visit(path)
+    page = visit(one[1])
     ground = "e => getComputedStyle(e).backgroundColor"
     strongest, weakest = page.locator(".words .peak").first, page.locator(".words .peak").last
     assert strongest.evaluate("e => getComputedStyle(e).getPropertyValue('--share')").strip() == "100"
