@@ -37,10 +37,16 @@ if TYPE_CHECKING:
     from gemlens.scope.sae import SAE
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
+    from gemlens.study.ablation import ablation
     from gemlens.study.analyze import analyze, analyze_many
+    from gemlens.study.directions import steer_direction
     from gemlens.study.fidelity import fidelities, fidelity
+    from gemlens.study.intervene import ablate, patch, steer
+    from gemlens.study.places import active
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
+    from gemlens.study.splice import splice
+    from gemlens.study.steering import steer_sweep
     from gemlens.train.config import FitConfig
     from gemlens.train.fit import fit
 
@@ -65,6 +71,9 @@ __all__ = [
     "Site",
     "WeightsError",
     "__version__",
+    "ablate",
+    "ablation",
+    "active",
     "analyze",
     "analyze_many",
     "fidelities",
@@ -76,10 +85,15 @@ __all__ = [
     "load_sae",
     "load_transcoder",
     "parse_site",
+    "patch",
     "quantization_cost",
     "save_multilayer",
     "save_sae",
     "set_fidelity",
+    "splice",
+    "steer",
+    "steer_direction",
+    "steer_sweep",
     "to_html",
     "to_json",
     "to_jsonl",
@@ -108,10 +122,16 @@ _HOME = {
     "scope.sae": ["SAE"],
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
+    "study.ablation": ["ablation"],
     "study.analyze": ["analyze", "analyze_many"],
+    "study.directions": ["steer_direction"],
     "study.fidelity": ["fidelities", "fidelity"],
+    "study.intervene": ["ablate", "patch", "steer"],
+    "study.places": ["active"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
+    "study.splice": ["splice"],
+    "study.steering": ["steer_sweep"],
     "train.config": ["FitConfig"],
     "train.fit": ["fit"],
 }
