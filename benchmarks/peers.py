@@ -31,3 +31,12 @@ def sae_lens_of(sae: SAE) -> Any:
 def theirs_of(sae: Any, x: Tensor) -> Side:
     acts = sae.encode(x)
     return Side(acts, sae.decode(acts))
+
+
+def bridge_of(model: Any) -> Any:
+    """TransformerLens' bridge around the starter's own folder."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from gemlens.lm.starter import starter_folder
+
+    return TransformerBridge.boot_transformers(str(starter_folder()), device=str(model.device), dtype=model.dtype)

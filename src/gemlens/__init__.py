@@ -41,12 +41,19 @@ if TYPE_CHECKING:
     from gemlens.scope.sae import SAE
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
+    from gemlens.study.ablation import ablation
     from gemlens.study.analyze import analyze, analyze_many
     from gemlens.study.feature import feature_page, feature_pages
     from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.glance import evidence_of
+    from gemlens.study.directions import steer_direction
+    from gemlens.study.fidelity import fidelities, fidelity
+    from gemlens.study.intervene import ablate, patch, steer
+    from gemlens.study.places import active
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
+    from gemlens.study.splice import splice
+    from gemlens.study.steering import steer_sweep
     from gemlens.train.config import FitConfig
     from gemlens.train.fit import fit
 
@@ -74,6 +81,9 @@ __all__ = [
     "Site",
     "WeightsError",
     "__version__",
+    "ablate",
+    "ablation",
+    "active",
     "analyze",
     "analyze_many",
     "evidence_of",
@@ -91,10 +101,15 @@ __all__ = [
     "load_sae",
     "load_transcoder",
     "parse_site",
+    "patch",
     "quantization_cost",
     "save_multilayer",
     "save_sae",
     "set_fidelity",
+    "splice",
+    "steer",
+    "steer_direction",
+    "steer_sweep",
     "to_html",
     "to_json",
     "to_jsonl",
@@ -127,12 +142,19 @@ _HOME = {
     "scope.sae": ["SAE"],
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
+    "study.ablation": ["ablation"],
     "study.analyze": ["analyze", "analyze_many"],
     "study.feature": ["feature_page", "feature_pages"],
     "study.fidelity": ["fidelities", "fidelity"],
     "study.glance": ["evidence_of"],
+    "study.directions": ["steer_direction"],
+    "study.fidelity": ["fidelities", "fidelity"],
+    "study.intervene": ["ablate", "patch", "steer"],
+    "study.places": ["active"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
+    "study.splice": ["splice"],
+    "study.steering": ["steer_sweep"],
     "train.config": ["FitConfig"],
     "train.fit": ["fit"],
 }

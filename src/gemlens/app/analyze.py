@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemlens.app.console import busy, notes, results, tell
+from gemlens.app.edit_options import of_dictionaries, parse_features
 from gemlens.app.load import load
 from gemlens.app.options import (
     DEFAULT_MODEL,
@@ -81,6 +82,17 @@ def analyze(
     export: ExportOption = None,
     out_dir: OutDirOption = Path("outputs"),
     seed: SeedOption = 0,
+    exclude_features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take features out of the model and of the lists: 1634,99, or with several dictionaries "
+            "resid_post.12:1634,99; repeat it.",
+            metavar="IDS",
+        ),
+    ] = None,
+    splice: Annotated[
+        bool, typer.Option("--splice", help="Put each dictionary's bare reconstruction in place of what it reads.")
+    ] = False,
 ) -> None:
     """Show which features of a dictionary fire on each token of a prompt and of the model's answer."""
     numbers: dict[str, Any] = {
@@ -97,6 +109,7 @@ def analyze(
         check_layer(layer, name)
     if prompts is not None and was_given(context, "prompt"):
         raise InputError(f"--prompt and --prompts {prompts} exclude each other; give one of them")
+    excluded = parse_features("--exclude-features", exclude_features)
     todo = read_prompts(prompt, prompts, system)
     kinds: list[Kind] = [kind.value for kind in dict.fromkeys(export or [])]
     out_dir = out_dir.expanduser()
@@ -107,7 +120,9 @@ def analyze(
         dictionaries, model, warnings = load(
             console, model_id, release, sae_category, ids, layer=layer, device=device.value, dtype=dtype.value
         )
-        settings = numbers | {"chat": chat, "greedy": greedy}
+        settings = numbers | {"chat": chat, "greedy": greedy, "splice": splice}
+        if left_out := of_dictionaries("--exclude-features", excluded, dictionaries):
+            settings["exclude_features"] = {dictionaries.index(each): features for each, features in left_out}
         if prompts is None:
             _one(console, model, dictionaries, todo[0], kinds, out_dir, settings)
         else:
@@ -234,8 +249,9 @@ def _studies(
     settings: dict[str, Any],
     report: Callable[[int], None] = lambda _read: None,
 ) -> Iterator[Analysis]:
-    """In batches, but with generation one at a time: an answer must not depend on what else stands in the file."""
-    if settings["max_new_tokens"]:
+    """In batches, but with generation one at a time: an answer must not depend on what else stands in the file. Nor are
+    edits made in batches."""
+    if settings["max_new_tokens"] or settings["splice"] or "exclude_features" in settings:
         for prompt in prompts:
             yield _study(model, dictionaries, prompt, settings)
             report(1)

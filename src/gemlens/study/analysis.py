@@ -76,6 +76,8 @@ class Study:
     max_new_tokens: int
     warnings: tuple[str, ...]
     provenance: Provenance
+    excluded: Sequence[Sequence[int]] = ()
+    """Of each dictionary, the features that were taken out of the model and are not listed."""
 
     @classmethod
     def of(
@@ -119,10 +121,11 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
     read_of = [counted(text.ids, study.model.bos, opening) for text in texts]
     read = torch.cat(read_of)
     lengths = [len(text.ids) for text in texts]
-    features = [
-        at_tokens(dictionary.encode(read_out[dictionary.reads][read.to(study.model.device)]), read).split(lengths)
-        for dictionary in study.dictionaries
-    ]
+    here = read.to(study.model.device)
+    found = [dictionary.encode(read_out[dictionary.reads][here]) for dictionary in study.dictionaries]
+    if study.excluded:
+        found = [each.without(left_out) for each, left_out in zip(found, study.excluded, strict=True)]
+    features = [at_tokens(each, read).split(lengths) for each in found]
     labels, unlabelled = _labels(infos, features)
     return [
         Analysis(

@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from gemlens.batched import of_like_length
 from gemlens.errors import InputError
-from gemlens.lm.gemma import Model, generate, ragged_activations
+from gemlens.lm.gemma import Model, activations, generate, ragged_activations
 from gemlens.records import Analysis
 from gemlens.scope.sae import SAE
 from gemlens.study.analysis import Study, Text, analyses, text_of
+from gemlens.study.edited import Excluded, by_dictionary, edited, said
 
 __all__ = ["analyze", "analyze_many"]
 
@@ -45,6 +50,8 @@ def analyze(
     top_p: float = 0.95,
     greedy: bool = False,
     seed: int = 0,
+    exclude_features: Excluded = (),
+    splice: bool = False,
 ) -> Analysis:
     """Find the features that fire on each token of ``prompt`` and of what the model adds to it.
 
@@ -55,6 +62,9 @@ def analyze(
         top_k: features to list a token and dictionary; all of them stay in ``Analysis.activations``.
         max_new_tokens: tokens to generate; 0 reads the prompt only.
         temperature, top_p, greedy, seed: how to sample; temperature 0 is greedy.
+        exclude_features: taken out of the model, as ``ablate`` does, for this text, and not listed; of the only
+            dictionary, or a mapping from the index of a dictionary to its features.
+        splice: put each dictionary's reconstruction in place of what it stands for, as ``splice`` does.
 
     Example:
         >>> model, sae = load_model("starter"), load_sae("starter", "resid_post/layer_12_width_4k_l0_medium")
@@ -77,20 +87,31 @@ def analyze(
         top_p=top_p if sampled else None,
     )
     text = text_of(model, prompt, system=system, chat=chat, room=max_new_tokens)
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "greedy": greedy, "seed": seed}
+    excluded = by_dictionary(study.dictionaries, exclude_features)
+    if splice or any(excluded):
+        return _edited(study, text, excluded, splice, options)
     if not max_new_tokens:
         return _read(study, [text])[0]
-    ids, read_out = generate(
-        model,
-        text.ids[None],
-        study.sites,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        greedy=greedy,
-        seed=seed,
-    )
+    ids, read_out = generate(model, text.ids[None], study.sites, max_new_tokens=max_new_tokens, **options)
     whole = text._replace(ids=ids[0].cpu())
     return analyses(study, [whole], {site: found[0] for site, found in read_out.items()})[0]
+
+
+def _edited(
+    study: Study, text: Text, excluded: Sequence[Sequence[int]], spliced: bool, options: dict[str, Any]
+) -> Analysis:
+    """Of one text, read and continued by the edited model."""
+    warnings = (*study.warnings, *said(study.dictionaries, excluded, spliced))
+    study = replace(study, excluded=excluded, warnings=warnings)
+    with edited(study.model, study.dictionaries, excluded, spliced=spliced) as found:
+        if study.max_new_tokens:
+            new = study.max_new_tokens
+            ids, _ = generate(study.model, text.ids[None], study.sites, max_new_tokens=new, **options)
+            text = text._replace(ids=ids[0].cpu())
+        else:
+            activations(study.model, text.ids[None], study.sites)
+    return analyses(study, [text], {site: torch.cat(each, dim=1)[0] for site, each in found.items()})[0]
 
 
 def analyze_many(
