@@ -27,7 +27,7 @@ HEAVY = {
     "pyarrow",
 }
 
-LEAVES = {"batched", "errors", "files", "hub", "paths", "records", "sites"}
+LEAVES = {"batched", "errors", "files", "hub", "paths", "records", "sites", "web"}
 MAY_IMPORT = {
     "scope": LEAVES,
     "lm": LEAVES,
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "study": LEAVES | {"scope", "lm", "data"},
     "train": LEAVES | {"scope", "lm", "data"},
     "report": {"errors", "files", "records", "batched"},
-    "external": {"errors", "records", "scope", "sites"},
+    "external": {"errors", "records", "scope", "sites", "web"},
     "app": LEAVES | {"scope", "lm", "data", "study", "train", "report", "external"},
     "__main__": {"app"},
 }

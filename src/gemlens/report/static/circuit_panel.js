@@ -222,7 +222,7 @@ const CircuitPanel = (() => {
       bar.append(inner);
       const name = element("span", "name", names.title(other));
       name.dir = "auto";
-      const where = model.kind[other] === TOKEN || model.kind[other] === TARGET ? "" : `${names.place(other)} `;
+      const where = model.kind[other] === FEATURE ? `${names.place(other)} ` : "";
       button.append(
         bar,
         element("span", "value", `${model.weight[l] < 0 ? "−" : "+"}${number(Math.abs(model.weight[l]))}`),
