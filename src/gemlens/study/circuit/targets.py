@@ -20,10 +20,11 @@ from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, logits
 from gemlens.lm.text import texts
 from gemlens.records.graph import GraphTarget
+from gemlens.sites import Site
 from gemlens.study.circuit.linear import CleanRun, norm_weight
 from gemlens.study.circuit.nodes import Nodes
 
-__all__ = ["Scene", "Target", "Targets", "difference", "direction", "feature", "salient", "tokens"]
+__all__ = ["Scene", "Target", "Targets", "difference", "direction", "feature", "salient", "targets_of", "tokens"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,11 @@ class Target:
     """Reads ``mid`` of that layer; the number of layers: the last block's output."""
     position: int
     vector: Tensor
-    """[d_model], scales of frozen norms included."""
+    """[d_model], weights and frozen scales of the norm included."""
+    site: Site
+    """Where the model itself is read for the same, norms free."""
+    row: Tensor
+    """[d_model], what is read of that site, or of the final norm's output where it is the last block's."""
     constant: float = 0.0
     """Part of the value that reads nothing: the bias of an encoder."""
 
@@ -52,6 +57,13 @@ class Target:
         """What it measures on the clean run."""
         read = run.final if self.layer == len(run.layers) else run.layers[self.layer].middle
         return float(read[self.position].double() @ self.vector.double()) + self.constant
+
+    def measured(self, model: Model, found: Tensor) -> Tensor:
+        """[batch], what it measures on activations [batch, n, d_model] at ``site``."""
+        at = found[:, self.position]
+        if self.site.name == "resid_post":
+            at = model.backbone.norm(at)
+        return at.to(self.row) @ self.row + self.constant
 
 
 Targets = Callable[[Scene], list[Target]]
@@ -124,9 +136,10 @@ def feature(layer: int, index: int, *, position: int = -1) -> Targets:
         if not 0 <= at < n or not scene.nodes.read[at]:
             read = scene.nodes.read.nonzero()[:, 0].tolist()
             raise InputError(f"feature {index} of layer {layer} at position {position}: features are at {_some(read)}")
-        row = part.read_by(torch.tensor([index]))[0] * scene.run.layers[layer].mlp_scale[at]
+        row = part.encoder.rows(torch.tensor([index]))[0].to(scene.run.embedding)
+        vector = row * part.in_weight * scene.run.layers[layer].mlp_scale[at]
         record = GraphTarget(f"feature {index} of layer {layer} at {at}", None, None, layer, index)
-        return [Target(record, layer, at, row, float(part.weights.b_enc[index]))]
+        return [Target(record, layer, at, vector, part.reads, row, float(part.weights.b_enc[index]))]
 
     return wanted
 
@@ -153,7 +166,7 @@ def _of_tokens(scene: Scene, ids: list[int], probability: Tensor) -> list[Target
 def _at_the_head(scene: Scene, record: GraphTarget, row: Tensor) -> Target:
     run, last = scene.run, scene.run.n - 1
     vector = row * norm_weight(scene.model.backbone.norm, row.dtype) * run.final_scale[last]
-    return Target(record, len(run.layers), last, vector)
+    return Target(record, len(run.layers), last, vector, Site(len(run.layers) - 1, "resid_post"), row)
 
 
 def _probabilities(scene: Scene) -> Tensor:
