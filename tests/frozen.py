@@ -57,9 +57,13 @@ class Frozen:
 
         return hook
 
-    def run(self, written=None, embedded=None):
-        """What each encoder reads (``mlp_in``, [batch, n, d] by layer), and the final norm's output [batch, n, d]."""
-        batch = len(embedded) if embedded is not None else len(next(iter(written.values())))
+    def run(self, written=None, embedded=None, held=None):
+        """What each encoder reads (``mlp_in``, [batch, n, d] by layer), and the final norm's output [batch, n, d].
+
+        With ``held``, {(layer, position, feature): activation}, features answer as well, but for these.
+        """
+        self.held, self.changes = held, {}
+        batch = 1 if held is not None else len(embedded) if embedded is not None else len(next(iter(written.values())))
         self.seen, handles = {}, []
         for norm in self._norms():
             handles.append(norm.register_forward_hook(self._frozen_norm(norm)))
@@ -106,9 +110,26 @@ class Frozen:
             if skip is not None:
                 change = self.read_by(layer, self.seen[layer]) - self.read_by(layer, self.x[layer])
                 out = out + change @ skip * self.read[:, None]
+            if self.held is not None:
+                self._answer(layer)
+                for source, change in self.changes.items():
+                    if layer in self.weights[source]["decoders"]:
+                        out = out + change @ self.weights[source]["decoders"][layer]
             return out if added is None else out + added
 
         return hook
+
+    def _answer(self, layer):
+        acts = self.acts(layer, self.seen[layer])
+        for (at, position, index), value in self.held.items():
+            if at == layer:
+                acts[0, position, index] = value
+        self.changes[layer] = acts - self.acts(layer, self.x[layer])
+
+    def acts(self, layer, x):
+        """[..., n, F], 0 where transcoders do not read."""
+        pre = self.pre(layer, x)
+        return torch.relu(pre) * (pre > self.weights[layer]["threshold"]) * self.read[:, None]
 
     def read_by(self, layer, x):
         """What the transcoder reads, of the norm's output."""

@@ -6,19 +6,23 @@ add up to the target's own value. How the sweep is cut into pieces, and how many
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from frozen import Frozen
 from gemlens.errors import InputError, MismatchError
+from gemlens.scope.load import load_transcoder
 from gemlens.study.circuit import sweep as sweeping
 from gemlens.study.circuit import trace
+from gemlens.study.circuit.effects import total_effects
 from gemlens.study.circuit.targets import difference, direction, feature, salient, tokens
 from gemlens.study.circuit.trace import circuit
 from tiny import LAYERS, random_clt, random_sae, random_transcoders, tiny_gemma
 
-PROMPT = "the hen and"
+PROMPT = "the hen and the inn"
 GQA = {"num_attention_heads": 4, "num_key_value_heads": 2}
 SETTINGS = {
     "gemma3": ({}, lambda model: random_transcoders(model, 12)),
@@ -98,17 +102,12 @@ def test_an_edge_is_what_the_target_changes_by(scene):
     assert (np.abs(graph.edges[:, columns]) > 1e-3 * largest[:, None]).mean() > 0.1
 
 
-def acts_by_hand(frozen, layer):
-    pre = frozen.pre(layer, frozen.x[layer])
-    return torch.relu(pre) * (pre > frozen.weights[layer]["threshold"]) * frozen.read[:, None]
-
-
 def errors_by_hand(frozen):
     """MLP output minus features, biases and skip; at BOS all of it."""
     made = {layer: torch.zeros_like(out) for layer, out in frozen.out.items()}
     for layer, weights in frozen.weights.items():
         for target, rows in weights["decoders"].items():
-            made[target] += acts_by_hand(frozen, layer) @ rows
+            made[target] += frozen.acts(layer, frozen.x[layer]) @ rows
         if weights["skip"] is not None:
             made[layer] += frozen.read_by(layer, frozen.x[layer]) @ weights["skip"] * frozen.read[:, None]
         made[layer] += weights["b_dec"] * frozen.read[:, None]
@@ -120,7 +119,7 @@ def test_the_nodes_are_all_that_fires_and_the_inputs_of_each_add_up(scene):
     firing = [
         (layer, position, index)
         for layer in range(LAYERS)
-        for position, index in acts_by_hand(frozen, layer).nonzero().tolist()
+        for position, index in frozen.acts(layer, frozen.x[layer]).nonzero().tolist()
     ]
     assert graph.features.tolist() == [list(each) for each in firing]
     assert graph.n_active == len(firing) > 100
@@ -132,3 +131,166 @@ def test_the_nodes_are_all_that_fires_and_the_inputs_of_each_add_up(scene):
     sums = graph.edges.astype(float).sum(axis=1) + graph.biases
     close(sums, values, np.abs(graph.edges).max(axis=1))
     assert np.abs(graph.biases).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3, CLT", "gemma3, no skip, two key heads"])
+def test_how_the_sweep_is_cut_changes_nothing(name, monkeypatch):
+    """Blocks of one row, keys three at a time, no table of tokens, a graph on disk."""
+    config, make = SETTINGS[name]
+    model = doubles(**config)
+    transcoders = set_of(make, model)
+    whole = circuit(model, transcoders, PROMPT)
+    monkeypatch.setattr(trace, "_CELLS", 1)
+    monkeypatch.setattr(trace, "_cells", lambda scene, memory: 1)
+    monkeypatch.setattr(trace, "_LEAST", 1)
+    monkeypatch.setattr(sweeping, "_KEYS", 3)
+    monkeypatch.setattr(sweeping, "_TABLE", 0)
+    cut = circuit(model, transcoders, PROMPT, memory=1000)
+    assert isinstance(cut.edges, np.memmap)
+    assert not isinstance(whole.edges, np.memmap)
+    scale = np.abs(whole.edges).max(axis=1)
+    close(cut.edges.T, whole.edges.T, scale)
+    close(cut.biases, whole.biases, np.maximum(scale, np.abs(whole.biases)))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3, CLT", "gemma2, inside the norm"])
+def test_fewer_nodes_are_rows_and_columns_of_the_whole(name):
+    config, make = SETTINGS[name]
+    model = doubles(**config)
+    transcoders = set_of(make, model)
+    whole, some = (circuit(model, transcoders, PROMPT, max_features=most) for most in (None, 60))
+    rows = {tuple(node): row for row, node in enumerate(whole.features.tolist())}
+    kept = [rows[tuple(node)] for node in some.features.tolist()]
+    n = len(whole.features)
+    assert len(kept) == 60 < n == some.n_active == whole.n_active
+    at = [*kept, *range(n, len(whole.edges))]
+    columns = [*kept, *range(n, whole.edges.shape[1])]
+    scale = np.abs(whole.edges[at]).max(axis=1)
+    close(some.edges.T, whole.edges[np.ix_(at, columns)].T, scale)
+    sums = some.edges.astype(float).sum(axis=1) + some.biases
+    close(sums[:60], some.pre_activations, scale[:60])
+    close(sums[60:], some.target_values, scale[60:])
+    strength = (np.abs(total_effects(whole)) * [[target.probability] for target in whole.targets]).sum(axis=0)
+    others = np.setdiff1d(np.arange(n), kept)
+    assert strength[kept].min() >= strength[others].max() * (1 - 1e-4)
+
+
+def test_tokens_that_open_a_chat_have_errors_alone():
+    """Of Gemma Scope 2 for an -it model; four positions then have no features, and rows add up all the same."""
+    model = doubles(chat=True, name="google/gemma-3-270m-it")
+    transcoders = set_of(lambda m: random_transcoders(m, 12), model)
+    for each in transcoders:
+        each.info = replace(each.info, model_name="google/gemma-3-270m-it")
+    graph = circuit(model, transcoders, "a hen")
+    first = len(model.tokenizer("<bos><start_of_turn>user\n", add_special_tokens=False)["input_ids"])
+    assert first > 2
+    assert graph.features[:, 1].min() == first
+    assert graph.tokens[0].text == "<bos>"
+    ids = torch.tensor([token.token_id for token in graph.tokens])
+    frozen = Frozen(model, transcoders, ids, keep=first)
+    n, row = len(ids), len(graph.features)
+    before = frozen.logits(frozen.final)[-1, graph.targets[0].token_id]
+    written = {layer: torch.zeros(first, n, 16).double() for layer in range(LAYERS)}
+    for position in range(first):
+        written[2][position, position] = frozen.out[2][position]
+    after = frozen.logits(frozen.run(written)[1])[:, -1, graph.targets[0].token_id]
+    columns = [row + 2 * n + position for position in range(first)]
+    assert graph.errors[[c - row for c in columns]].tolist() == [[2, position] for position in range(first)]
+    close(graph.edges[row, columns], (after - before).numpy(), np.abs(graph.edges[row]).max())
+    sums = graph.edges.astype(float).sum(axis=1) + graph.biases
+    values = np.concatenate([graph.pre_activations, graph.target_values])
+    close(sums, values, np.abs(graph.edges).max(axis=1))
+
+
+def test_layers_without_a_transcoder_are_left_as_errors_on_request(model):
+    transcoders = random_transcoders(model, 12)[2:5]
+    with pytest.raises(InputError, match=r"no transcoder for layer 0, 1, 5, 6 .*allow_missing"):
+        circuit(model, transcoders, PROMPT)
+    graph = circuit(model, transcoders, PROMPT, allow_missing=True)
+    assert set(graph.features[:, 0]) == {2, 3, 4}
+    assert any("layer 0, 1, 5, 6" in warning for warning in graph.warnings)
+    sums = graph.edges.astype(float).sum(axis=1) + graph.biases
+    close(sums, np.concatenate([graph.pre_activations, graph.target_values]), np.abs(graph.edges).max(axis=1))
+
+
+def test_what_may_be_explained(model):
+    transcoders, d = random_transcoders(model, 12), model.config.hidden_size
+    vector = torch.randn(d, generator=torch.Generator().manual_seed(0))
+    wanted = [tokens("t", 5), direction("mine", vector), feature(3, 7), feature(2, 1, position=4)]
+    graph = circuit(model, transcoders, PROMPT, targets=wanted)
+    labels = [target.label for target in graph.targets]
+    assert labels[0] == "t"
+    assert labels[2:] == ["mine", "feature 7 of layer 3 at 9", "feature 1 of layer 2 at 4"]
+    assert [target.token_id for target in graph.targets][1:] == [5, None, None, None]
+    assert (graph.targets[3].layer, graph.targets[3].feature) == (3, 7)
+    frozen = Frozen(model, transcoders, torch.tensor([token.token_id for token in graph.tokens]))
+    expected = [
+        *frozen.logits(frozen.final)[-1, [graph.targets[0].token_id, 5]],
+        frozen.final[-1] @ vector,
+        frozen.pre(3, frozen.x[3])[-1, 7],
+        frozen.pre(2, frozen.x[2])[4, 1],
+    ]
+    np.testing.assert_allclose(graph.target_values, expected, rtol=1e-3)
+    sums = graph.edges.astype(float).sum(axis=1) + graph.biases
+    close(sums[-5:], np.array(expected), np.abs(graph.edges).max(axis=1)[-5:])
+    behind = graph.features[:, 1] > 4
+    assert not graph.edges[-1, : len(graph.features)][behind].any()  # nothing behind it reaches position 4
+
+
+def test_the_likeliest_tokens_up_to_a_mass(model):
+    transcoders = random_transcoders(model, 12)
+    many = circuit(model, transcoders, PROMPT, targets=salient(mass=0.5, most=300))
+    probabilities = [target.probability for target in many.targets]
+    assert sum(probabilities) >= 0.5 > sum(probabilities[:-1])
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(circuit(model, transcoders, PROMPT, targets=salient(mass=0.5, most=2)).targets) == 2
+
+
+def test_what_cannot_be_traced_is_refused_in_a_line(model):
+    transcoders = random_transcoders(model, 12)
+    mixed = [*transcoders]
+    for at, name in ((0, "google/gemma-3-tiny"), (1, "google/gemma-3-other")):
+        mixed[at] = random_transcoders(model, 12)[at]
+        mixed[at].info = replace(mixed[at].info, model_name=name)
+    foreign = set_of(lambda m: random_transcoders(m, 12), tiny_gemma(hidden=24))
+    for given, options, kind, words in (
+        (transcoders, {"targets": tokens("the hen")}, InputError, r"'the hen' is \d tokens"),
+        (transcoders, {"targets": tokens(100_000)}, InputError, "no token has id 100000"),
+        (transcoders, {"targets": []}, InputError, "no target"),
+        (transcoders, {"targets": feature(9, 1)}, InputError, "no transcoder reads layer 9; there are 0 to 6"),
+        (transcoders, {"targets": feature(1, 12)}, InputError, "features are 0 to 11"),
+        (transcoders, {"targets": feature(1, 1, position=0)}, InputError, "features are at 1 to 9"),
+        (transcoders, {"targets": direction("d", torch.ones(3))}, InputError, r"shape \[3\]"),
+        (transcoders, {"max_features": 0}, InputError, "at least 1"),
+        (transcoders, {"memory": 5}, InputError, "too few"),
+        (mixed, {}, InputError, "transcoders of one model"),
+        (foreign, {}, MismatchError, "expects 24 numbers"),
+        ([random_sae(model, "mlp_out.2")], {}, InputError, "takes transcoders"),
+        (random_clt(model, crosscoder=True), {}, InputError, "crosscoder"),
+        ([], {}, InputError, "no transcoder"),
+    ):
+        with pytest.raises(kind, match=words):
+            circuit(model, given, PROMPT, **options)
+    for mass, most in ((0, 3), (1.5, 3), (0.5, 0)):
+        with pytest.raises(InputError):
+            salient(mass=mass, most=most)
+
+
+def test_the_model_is_as_it_was(model):
+    before = model.config._attn_implementation
+    circuit(model, random_transcoders(model, 12), PROMPT)
+    assert model.config._attn_implementation == before
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.module.modules())
+
+
+def starter_transcoders():
+    return [load_transcoder("starter", f"transcoder_all/layer_{n}_width_2k_l0_small_affine") for n in range(18)]
+
+
+def test_the_starters_rows_add_up(starter):
+    transcoders = starter_transcoders()
+    graph = circuit(starter, transcoders, "Paris is in", max_features=300)
+    assert len(graph.features) == 300 < graph.n_active
+    sums = graph.edges.astype(float).sum(axis=1) + graph.biases
+    values = np.concatenate([graph.pre_activations, graph.target_values])
+    close(sums, values, np.abs(graph.edges).max(axis=1))

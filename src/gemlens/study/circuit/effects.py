@@ -7,6 +7,7 @@ changes by what it is told. Edges lead from lower layers to higher ones, so one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,6 @@ def rows_of(graph: Graph, edit: Edit) -> NDArray[np.int64]:
 def _layers(graph: Graph) -> Iterator[slice]:
     """Nodes of each layer, lowest first."""
     bounds = np.searchsorted(graph.features[:, 0], np.arange(graph.n_layers + 1))
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds.tolist()):
         if stop > start:
-            yield slice(int(start), int(stop))
+            yield slice(start, stop)

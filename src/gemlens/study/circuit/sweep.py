@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -267,8 +268,7 @@ class Sweep:
         runs = []
         positions = index[mine, 1]
         starts = (positions.diff(prepend=positions.new_tensor([-1])) != 0).nonzero()[:, 0].tolist()
-        # A layer that nothing is written to has no runs.
-        for start, stop in zip(starts, [*starts[1:], len(mine)][: len(starts)], strict=True):
+        for start, stop in pairwise([*starts, len(mine)]):
             column = int(mine[start])
             runs.append((int(positions[start]) - self.first, column, column + stop - start, start))
         return _Sources(written, runs)
