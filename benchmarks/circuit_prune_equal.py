@@ -55,7 +55,8 @@ def compare(name: str, graph: Graph) -> bool:
         other = int((torch.from_numpy(ours.kept) != nodes).sum()), len(links ^ there)
         good &= other[0] == 0 and other[1] <= 2 and gap < 1e-6
         print(
-            f"{name} {thresholds}: {int(ours.kept.sum())} nodes, {other[0]} differ; {len(links)} links, {other[1]} differ; "
+            f"{name} {thresholds}: {int(ours.kept.sum())} nodes, {other[0]} differ; "
+            f"{len(links)} links, {other[1]} differ; "
             f"cumulative influence to {gap:.1e}"
         )
     ours, known = scores(flow), compute_graph_scores(theirs)  # type: ignore[arg-type]
@@ -67,9 +68,8 @@ def compare(name: str, graph: Graph) -> bool:
 def main() -> int:
     graphs = [(f"random {seed}", random_graph(seed=seed, layers=8, positions=9, features=400)) for seed in range(3)]
     if "--starter" in sys.argv:
-        from circuits import transcoders
-
         import gemlens
+        from circuits import transcoders
         from gemlens.study.circuit.trace import circuit
 
         torch.set_default_dtype(torch.float32)

@@ -1,7 +1,7 @@
 """The local replacement model by plain torch hooks: what attribution graphs are held against.
 
     frozen = Frozen(model, transcoders, ids)        one clean pass, with nothing of gemlens but the model's weights
-    mids, final = frozen.run(written, embedded)     the model again, with patterns, norm scales and features as they were
+    mids, final = frozen.run(written, embedded)     the same, patterns, norm scales and features as they were
 
 ``written[layer]`` [batch, n, d] is added to what the MLP of a layer puts out, ``embedded`` to the embeddings. Nothing
 answers but attention's values and the transcoders' skips.

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from gemlens.records.analysis import DictionaryInfo, Provenance
+from gemlens.records.circuit import Circuit, CircuitNode
 from gemlens.records.graph import Graph, GraphTarget, GraphToken
 
-__all__ = ["PROVENANCE", "dictionary", "random_graph", "twelve"]
+__all__ = ["PROVENANCE", "big_circuit", "dictionary", "random_graph", "twelve"]
 
 PROVENANCE = Provenance(
     gemlens_version="0.1.0",
@@ -105,3 +106,49 @@ def random_graph(
         activations=random.random(n).astype(np.float32) + 0.5,
         n_active=n,
     )
+
+
+def big_circuit(
+    *, nodes: int = 1500, links: int = 30_000, layers: int = 26, positions: int = 40, seed: int = 0
+) -> Circuit:
+    """As large as a page has to draw smoothly."""
+    random = np.random.default_rng(seed)
+    made = [
+        CircuitNode(f"E_{100 + p}_{p}", "token", "embedding", None, p, 100 + p, influence=1.0) for p in range(positions)
+    ]
+    made += [
+        CircuitNode(
+            f"{layers + 1}_{t}_{positions - 1}", "target", "logit", layers + 1, positions - 1, t,
+            f'Output " t{t}" (p={0.3 / (t + 1):.3f})', probability=0.3 / (t + 1), first_target=t == 0,
+        )
+        for t in range(8)
+    ]  # fmt: skip
+    seen: set[str] = set()
+    while len(made) < nodes:
+        layer, position, feature = (int(random.integers(top)) for top in (layers, positions, 16384))
+        name = f"{layer}_{feature}_{position}"
+        if position and name not in seen:
+            seen.add(name)
+            made.append(
+                CircuitNode(
+                    name, "feature", "cross layer transcoder", layer, position, feature, f"label {feature % 97}",
+                    float(random.random() * 20), float(random.random()),
+                )
+            )  # fmt: skip
+    row = np.array([-1 if node.layer is None else node.layer for node in made])
+    place = np.array([node.position for node in made])
+    found: set[tuple[int, int]] = set()
+    while len(found) < links:
+        source, target = random.integers(len(made), size=(2, links))
+        good = (row[source] < row[target]) & (place[source] <= place[target])
+        found |= set(zip(source[good].tolist(), target[good].tolist(), strict=True))
+    ends = np.array(sorted(found)[:links], dtype=np.int32)
+    texts = [" word", " the", " of", ",", " a longer word"]
+    return Circuit(
+        metadata={"slug": "big", "scan": "gemma-2-2b", "prompt": "big", "schema_version": 1,
+                  "prompt_tokens": ["<bos>", *(texts[p % 5] for p in range(1, positions))]},
+        nodes=tuple(made),
+        sources=ends[:, 0].copy(),
+        targets=ends[:, 1].copy(),
+        weights=random.standard_t(3, len(ends)),
+    )  # fmt: skip

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["diff", "open_", "page_of", "upload"]
 
 _PATHS = 8
-_LARGE = 100 * 2**20
+_SAVED = ("pinnedIds", "supernodes", "clerps", "pruningThreshold", "densityThreshold")
 
 NodeThreshold = Annotated[
     float | None,
@@ -52,24 +52,34 @@ def open_(
     _check_thresholds(node_threshold, edge_threshold)
     if paths < 0:
         raise InputError(f"--paths {paths}: 0 is none, more is more")
-    if out is not None and out.suffix not in (".html", ".json"):
-        raise InputError(f"--out {out}: name an .html or a .json file")
+    _check_out(out)
     console = notes()
     circuit = _fetch(console, source) if "://" in source else _read(console, Path(source).expanduser())
     circuit = _pruned(console, circuit, node_threshold, edge_threshold)
-    path = (out or out_dir / f"{_slug(circuit)}.html").expanduser()
-    with prepared("--out" if out else "--out-dir", path.parent, [path.name]):
-        from gemlens.files import write
-        from gemlens.report.circuit_table import render
-        from gemlens.report.graph_file import circuit_to_json
-        from gemlens.study.circuit.paths import strongest_paths
+    path = _written(console, circuit, out, out_dir)
+    from gemlens.report.circuit_table import render
+    from gemlens.study.circuit.paths import strongest_paths
 
-        with busy(console, "Drawing"):
-            write(circuit_to_json(circuit) if path.suffix == ".json" else page_of(circuit), path)
-            ways = strongest_paths(circuit, paths, least=1) if paths and _has_target(circuit) else []
+    ways = strongest_paths(circuit, paths, least=1) if paths and _has_target(circuit) else []
     with results() as table:
         render(circuit, ways, table)
     tell(console, f"wrote {path}")
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.suffix not in (".html", ".json"):
+        raise InputError(f"--out {out}: name an .html or a .json file")
+
+
+def _written(console: Console, circuit: Circuit, out: Path | None, out_dir: Path) -> Path:
+    """Where the page, or the file, was written."""
+    from gemlens.files import write
+    from gemlens.report.graph_file import circuit_to_json
+
+    path = (out or out_dir / f"{_slug(circuit)}.html").expanduser()
+    with prepared("--out" if out else "--out-dir", path.parent, [path.name]), busy(console, "Drawing"):
+        write(circuit_to_json(circuit) if path.suffix == ".json" else page_of(circuit), path)
+    return path
 
 
 def page_of(circuit: Circuit, evidence: Mapping[tuple[int, int], NodeEvidence] | None = None) -> str:
@@ -122,12 +132,63 @@ def _slug(circuit: Circuit) -> str:
 
 
 def _fetch(console: Console, address: str) -> Circuit:
-    raise InputError(f"{address}: addresses cannot be opened yet; download the JSON and open the file")
+    """A graph of Neuronpedia, in the view that its address asks for."""
+    from gemlens.external.neuronpedia_graphs import download, parse_address
+    from gemlens.report.graph_file import circuit_from_json, with_view
+
+    asked = parse_address(address)
+    with busy(console, f"Fetching {asked.slug}"):
+        data = download(asked)
+    return with_view(circuit_from_json(data), asked.view)
 
 
-def diff() -> None:
-    """What two graph files do not have in common."""
+def diff(
+    first: Annotated[Path, typer.Argument(help="Graph file.", metavar="FIRST")],
+    second: Annotated[Path, typer.Argument(help="Graph file that is held against it.", metavar="SECOND")],
+    top: Annotated[int, typer.Option(help="Nodes to list of each kind of change.", metavar="COUNT")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, an .html file, or a graph file, as .json.  [default: NAMES.html]")
+    ] = None,
+    out_dir: OutDirOption = Path("outputs"),
+) -> None:
+    """Show what two graphs do not have in common: nodes and links that one gains, loses, or has otherwise."""
+    if top < 0:
+        raise InputError(f"--top {top}: 0 is none, more is more")
+    _check_out(out)
+    console = notes()
+    from gemlens.report.circuit_table import render_changes
+    from gemlens.study.circuit.difference import difference
+
+    circuits = [_read(console, path.expanduser()) for path in (first, second)]
+    with busy(console, "Comparing"):
+        both = difference(*circuits)
+    path = _written(console, both, out, out_dir)
+    with results() as table:
+        render_changes(both, table, top=top)
+    tell(console, f"wrote {path}")
 
 
-def upload() -> None:
-    """A graph file to Neuronpedia."""
+def upload(
+    file: Annotated[Path, typer.Argument(help="Graph file; its pins and groups go along.", metavar="FILE")],
+    slug: Annotated[
+        str | None, typer.Option(help="What it is called there.  [default: the file's own]", metavar="NAME")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What its model is called there.  [default: the file's 'scan']", metavar="MODEL")
+    ] = None,
+) -> None:
+    """Upload a graph file to Neuronpedia. The key of your account is read from NEURONPEDIA_API_KEY."""
+    from gemlens.external.neuronpedia_graphs import save_view
+    from gemlens.external.neuronpedia_graphs import upload as send
+    from gemlens.report.graph_file import circuit_to_json, renamed, view_to_dict
+
+    console = notes()
+    circuit = renamed(_read(console, file.expanduser()), slug=slug, scan=model)
+    name = str(circuit.metadata["slug"])
+    with busy(console, f"Uploading {name}"):
+        address = send(circuit_to_json(circuit).encode(), name)
+        if circuit.view.pinned:
+            view = {key: value for key, value in view_to_dict(circuit.view).items() if key in _SAVED}
+            save_view(str(circuit.metadata["scan"]), name, view)
+    with results() as said:
+        said.print(address, soft_wrap=True)

@@ -5,14 +5,17 @@ Ameisen et al. 2025, "Circuit Tracing" (transformer-circuits.pub/2025/attributio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlens.records.analysis import DictionaryInfo, Provenance
+
+if TYPE_CHECKING:
+    from gemlens.records.circuit import Circuit
 
 __all__ = ["Graph", "GraphTarget", "GraphToken"]
 
@@ -80,3 +83,14 @@ class Graph:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options that the graph was made with."""
     warnings: tuple[str, ...] = ()
+
+    def subgraph(self, pins: Iterable[str]) -> Circuit:
+        """The nodes of these ids, such as ``12_345_6``, and the links among them, as a circuit; raises NotFoundError."""
+        from gemlens.records.graph_circuit import subgraph_of
+
+        return subgraph_of(self, pins)
+
+    def _repr_html_(self) -> str:
+        from gemlens.report.circuit_notebook import graph_view
+
+        return graph_view(self)

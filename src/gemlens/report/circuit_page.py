@@ -13,6 +13,7 @@ from typing import Any
 
 from gemlens.errors import InputError
 from gemlens.records.circuit import Circuit, CircuitNode, CircuitPath, NodeEvidence, NodeGroup, shown_label
+from gemlens.report.circuit_changes import Changes, changes_of, sides
 from gemlens.report.graph_file import circuit_to_dict
 from gemlens.report.page import render
 from gemlens.report.visible import inline, one_line
@@ -55,16 +56,19 @@ def to_html(
     """
     check_size(circuit)
     title = one_line("".join(circuit.tokens[1:]) or str(circuit.metadata.get("prompt", ""))) or "Circuit"
+    both = sides(circuit)
     return render(
         "circuit",
         facts=_facts(circuit),
         scripts=SCRIPTS,
         data=page_data(circuit, evidence or {}, groups, paths),
         title=title,
-        lead=_lead(circuit),
+        lead=_lead(circuit)
+        if both is None
+        else "What one graph has and the other has not, and what both have otherwise.",
         figures=_figures(circuit),
         warnings=list(circuit.warnings),
-        difference=None,
+        difference=both,
     )
 
 
@@ -102,6 +106,7 @@ def page_data(
         "evidence": {f"{layer}_{feature}": _evidence(each) for (layer, feature), each in evidence.items()
                      if (layer, feature) in known},
         "pages": _pages(circuit),
+        "difference": None if sides(circuit) is None else _difference(circuit, changes_of(circuit)),
         "groups": [{"label": group.label, "nodes": list(group.nodes), "reason": group.reason} for group in groups],
         "paths": [{"nodes": list(path.nodes), "share": _finite(path.share)} for path in paths],
     }  # fmt: skip
@@ -109,7 +114,7 @@ def page_data(
 
 def _node(node: CircuitNode, circuit: Circuit) -> list[Any]:
     """Kind, layer (-1 at tokens), position, feature, label as it is shown."""
-    label = inline(shown_label(node))
+    label = (inline if node.kind == "target" else one_line)(shown_label(node))
     if node.kind == "token":
         place = node.position
         label = inline(circuit.tokens[place] if place < len(circuit.tokens) else node.label) or "∅"
@@ -124,6 +129,20 @@ def _evidence(each: NodeEvidence) -> dict[str, Any]:
         "examples": [
             [[inline(text) for text in texts], [_finite(value) for value in values]] for texts, values in each.examples
         ],
+    }
+
+
+def _difference(circuit: Circuit, changes: Changes) -> dict[str, Any]:
+    """What became of nodes and links: 0 in both, 1 gained, 2 lost; and the lists to read."""
+    words = {"gained": 1, "lost": 2}
+    ends = [circuit.link_extra.get(index, {}) for index in range(len(circuit.weights))]
+    return {
+        "nodes": [words.get(str(node.extra.get("difference")), 0) for node in circuit.nodes],
+        "links": [1 if not each.get("first") else 2 if not each.get("second") else 0 for each in ends],
+        "values": {str(index): ["First → second", said] for index, said in changes.changed},
+        "gained": changes.gained,
+        "lost": changes.lost,
+        "changed": changes.changed,
     }
 
 

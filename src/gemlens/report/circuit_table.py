@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gemlens.records.circuit import Circuit, CircuitNode, CircuitPath, NodeEvidence, shown_label
+from gemlens.report.circuit_changes import changes_of, sides
 from gemlens.report.table import plain
 from gemlens.report.visible import inline, number
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["node_name", "render"]
+__all__ = ["node_name", "render", "render_changes"]
 
 _WIDEST = 24
 
@@ -55,6 +56,25 @@ def render(circuit: Circuit, paths: Sequence[CircuitPath], console: Console, *, 
         console.print(Text("Strongest paths: share of the target, all its inputs counted by size", style="bold"))
         for path in paths:
             console.print(_path(circuit, path, console, evidence))
+
+
+def render_changes(circuit: Circuit, console: Console, *, top: int) -> None:
+    """Print what a difference gained, lost and changed, the most influential first."""
+    from rich.text import Text
+
+    both = sides(circuit) or ("", "")
+    for title, name in zip(("First", "Second"), both, strict=True):
+        console.print(Text.assemble((f"{title:8}", "dim"), plain(name, console)), no_wrap=True, overflow="ellipsis")
+    found = changes_of(circuit)
+    for title, changes in zip(("Gained", "Lost", "Changed"), found, strict=True):
+        console.print()
+        console.print(Text.assemble((title, "bold"), f"  {len(changes):,} nodes" if len(changes) != 1 else "  1 node"))
+        for index, said in changes[:top]:
+            console.print(
+                Text.assemble(
+                    f"  {plain(node_name(circuit, circuit.nodes[index]), console)}  ", (plain(said, console), "dim")
+                )
+            )
 
 
 def _counts(circuit: Circuit) -> str:

@@ -23,7 +23,17 @@ from gemlens.report.graph_ids import resolve
 from gemlens.report.graph_nodes import check_number, read_node, write_node
 from gemlens.report.visible import escape_surrogates
 
-__all__ = ["LARGEST", "circuit_from_dict", "circuit_from_json", "circuit_to_dict", "circuit_to_json", "read_circuit"]
+__all__ = [
+    "LARGEST",
+    "circuit_from_dict",
+    "circuit_from_json",
+    "circuit_to_dict",
+    "circuit_to_json",
+    "read_circuit",
+    "renamed",
+    "view_to_dict",
+    "with_view",
+]
 
 LARGEST = 1 << 30
 """Bytes of JSON that are read; packed files count as what they unpack to."""
@@ -142,6 +152,21 @@ def circuit_to_json(circuit: Circuit) -> str:
         else:
             fields.append(f"{_json(name)}: {_json(value)}")
     return escape_surrogates("{\n " + ",\n ".join(fields) + "\n}\n")
+
+
+def renamed(circuit: Circuit, *, slug: str | None = None, scan: str | None = None) -> Circuit:
+    """The circuit under another name, and with its model called otherwise."""
+    changes = {name: value for name, value in (("slug", slug), ("scan", scan)) if value is not None}
+    return dataclasses.replace(circuit, metadata={**circuit.metadata, **changes})
+
+
+def with_view(circuit: Circuit, said: Mapping[str, Any]) -> Circuit:
+    """The circuit with parts of its view replaced, as ``qParams`` names them.
+
+    Raises:
+        InputError: naming the field that is not what it has to be.
+    """
+    return dataclasses.replace(circuit, view=_view({**view_to_dict(circuit.view), **said}))
 
 
 def view_to_dict(view: CircuitView) -> dict[str, Any]:

@@ -350,6 +350,7 @@
     };
     field.addEventListener("keydown", (event) => {
       event.stopPropagation();
+      if (event.key === "Enter" || event.key === "Escape") event.preventDefault(); // or Enter would press what gets the focus
       if (event.key === "Enter") end(true);
       else if (event.key === "Escape") end(false);
     });

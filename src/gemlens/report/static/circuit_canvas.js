@@ -84,7 +84,7 @@ const CircuitCanvas = (() => {
         if (!shown.node[i] || model.kind[i] !== CircuitModel.TARGET) continue;
         const odds = model.raw[i].token_prob;
         const text = names.short(i) + (odds > 0 ? `  ${(100 * odds).toFixed(odds < 0.1 ? 1 : 0)}%` : "");
-        slanted(pen, text, layout.x[i] - 1, layout.y[i] - 13, -0.8, "left", 96);
+        slanted(pen, text, layout.x[i] - 1, layout.y[i] - 13, -0.8, "left", 100);
       }
     }
 
@@ -105,7 +105,7 @@ const CircuitCanvas = (() => {
         if (!shown.link[l]) continue;
         if (++drawn > FAINT) break;
         pen.globalAlpha = 0.05 + 0.3 * Math.sqrt(Math.max(0, 1 - model.linkRank[l])) * Math.sqrt(model.share[l]);
-        pen.strokeStyle = tint(l, colours.soft);
+        pen.strokeStyle = tint(l, model.weight[l] >= 0 ? colours.plus : colours.minus);
         pen.lineWidth = 0.6 + 2.2 * model.share[l];
         curve(pen, l);
       }
@@ -166,7 +166,11 @@ const CircuitCanvas = (() => {
         ring(pen, active, colours.focus, 3.5);
       }
       if (view.selected !== null && shown.node[view.selected]) ring(pen, view.selected, colours.focus, 3.5);
-      for (const i of view.pinned) if (shown.node[i]) ring(pen, i, colours.pin, 2);
+      for (const i of view.pinned) {
+        if (!shown.node[i]) continue;
+        if (i !== active) node(pen, i, colours.pin, 1);
+        ring(pen, i, colours.pin, 2);
+      }
       for (const i of focus.found ?? []) if (shown.node[i]) ring(pen, i, colours.mark, 3);
       pen.globalAlpha = 1;
     }

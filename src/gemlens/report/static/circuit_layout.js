@@ -2,7 +2,7 @@
 const CircuitLayout = (() => {
   const EDGE = { top: 84, bottom: 66, left: 14, right: 46 };
   const ROW = { least: 20, most: 44 };
-  const SPACE = { least: 7, most: 18, target: 34 };
+  const SPACE = { least: 7, most: 18, target: 34, name: 22 };
   const COLUMN = 30;
 
   function place(model, shown, width) {
@@ -10,23 +10,25 @@ const CircuitLayout = (() => {
     const columns = model.tokens.length;
     const cells = new Map();
     const need = new Float64Array(columns).fill(1);
+    const floor = new Float64Array(columns).fill(COLUMN);
     for (let i = 0; i < model.n; i++) {
       if (!shown.node[i]) continue;
       const key = model.position[i] * 4096 + model.row[i];
       if (!cells.has(key)) cells.set(key, []);
       cells.get(key).push(i);
     }
-    const wide = (cell) => cell.length * (model.kind[cell[0]] === TARGET ? 2 : 1);
     for (const cell of cells.values()) {
       const at = model.position[cell[0]];
-      if (at < columns) need[at] = Math.max(need[at], wide(cell));
+      if (at >= columns) continue;
+      const ends = model.kind[cell[0]] === TARGET;
+      need[at] = Math.max(need[at], cell.length * (ends ? 2 : 1));
+      floor[at] = Math.max(floor[at], cell.length * (ends ? SPACE.name : SPACE.least));
     }
     const inner = width - EDGE.left - EDGE.right;
     const sum = need.reduce((a, b) => a + b, 0);
     // Wider than the window only where nodes or token names would lie on one another.
-    const least = Array.from(need, (value) => Math.max(COLUMN, value * SPACE.least));
-    const spare = Math.max(0, inner - least.reduce((a, b) => a + b, 0));
-    const widths = least.map((value, p) => value + (spare * need[p]) / sum);
+    const spare = Math.max(0, inner - floor.reduce((a, b) => a + b, 0));
+    const widths = Array.from(floor, (value, p) => value + (spare * need[p]) / sum);
     const full = widths.reduce((a, b) => a + b, 0);
     const rowHeight = Math.max(ROW.least, Math.min(ROW.most, 640 / model.rows));
     const height = EDGE.top + EDGE.bottom + rowHeight * (model.rows - 1);

@@ -122,6 +122,7 @@ const CircuitPanel = (() => {
       };
       field.addEventListener("keydown", (event) => {
         event.stopPropagation();
+        if (event.key === "Enter" || event.key === "Escape") event.preventDefault(); // or Enter would press what gets the focus
         if (event.key === "Enter") end(true);
         else if (event.key === "Escape") end(false);
       });
@@ -222,7 +223,7 @@ const CircuitPanel = (() => {
       bar.append(inner);
       const name = element("span", "name", names.title(other));
       name.dir = "auto";
-      const where = model.kind[other] === TOKEN || model.kind[other] === TARGET ? "" : `${names.place(other)} `;
+      const where = model.kind[other] === FEATURE ? `${names.place(other)} ` : "";
       button.append(
         bar,
         element("span", "value", `${model.weight[l] < 0 ? "−" : "+"}${number(Math.abs(model.weight[l]))}`),

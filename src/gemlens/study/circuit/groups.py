@@ -66,7 +66,7 @@ class _Signs:
         keys = np.array([(node.layer or 0) * (1 << 32) + (node.feature or 0) for node in nodes])
         self.same = (keys[:, None] == keys[None]).astype(float)
         self.decoder = _cosines(_stacked(known))
-        self.words = [_words(node, each) for node, each in zip(nodes, known, strict=True)]
+        self.words = _telling([_words(node, each) for node, each in zip(nodes, known, strict=True)])
         self.shared = _jaccard(self.words)
         self.links = _neighbours(circuit, chosen)
 
@@ -144,6 +144,12 @@ def _words(node: CircuitNode, known: NodeEvidence | None) -> frozenset[str]:
     label = shown_label(node) or (known.label if known else "")
     text = label or " ".join(token for token, _ in (known.top_tokens if known else ())[:5])
     return frozenset(word for word in _WORD.findall(text.lower()) if word not in _COMMON)
+
+
+def _telling(words: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """Without words that a third of all nodes have: they tell none from another."""
+    counts = Counter(word for own in words for word in own)
+    return [frozenset(word for word in own if counts[word] <= max(2, len(words) / 3)) for own in words]
 
 
 def _jaccard(words: Sequence[frozenset[str]]) -> NDArray[np.float64]:

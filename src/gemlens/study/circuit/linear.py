@@ -3,8 +3,8 @@
     mid_l   = resid_l + sum_heads pattern * (resid_l * in_scale @ value) @ out * post_scale
     resid_l+1 = mid_l + features + decoder bias + (mid_l * mlp_scale) @ skip + error
 
-Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a clean
-pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a block's
+Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a
+clean pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a block's
 attention, and its transpose, are three products. Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs).
 
 This is the one place where gemlens writes out what a Gemma computes; tests hold it against the modules.
@@ -52,7 +52,7 @@ class Attention:
     def forward(self, x: Tensor) -> Tensor:
         """[..., m, d_model] at the first m positions of the prompt -> what is added to it there, without biases."""
         m = x.shape[-2]
-        groups, _, _, each = self.mix.shape
+        groups = self.kv_heads
         values = (x @ self.value.T).unflatten(-1, (groups, self.head_dim))
         heads = torch.einsum("gkqr,...kgh->...qgrh", self.mix[:, :m, :m], values)
         return heads.flatten(-3) @ self.out.T

@@ -12,9 +12,10 @@ Unlike there, a link of score 0 is never kept, nor, with a threshold of 1, one o
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from gemlens.errors import InputError
 from gemlens.records.circuit import Circuit
 from gemlens.records.graph import Graph
+from gemlens.records.graph_circuit import circuit_of
 from gemlens.study.circuit.influence import (
     ERROR,
     FEATURE,
@@ -36,7 +38,6 @@ from gemlens.study.circuit.influence import (
     scores,
     shares,
 )
-from gemlens.study.circuit.view import circuit_of, with_influence
 
 __all__ = ["EDGE_THRESHOLD", "NODE_THRESHOLD", "Pruned", "check_thresholds", "prune", "prune_flow"]
 
@@ -72,12 +73,14 @@ def prune(
     settings = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     if isinstance(graph, Graph):
         pruned = prune_flow(flow_of(graph), node_threshold, edge_threshold)
-        return circuit_of(graph, pruned.kept, pruned.links, pruned.cumulative, scores=pruned.scores, settings=settings)
+        return circuit_of(
+            graph, pruned.kept, pruned.links, cumulative=pruned.cumulative, scores=pruned.scores, settings=settings
+        )
     known = np.array([np.nan if node.influence is None else node.influence for node in graph.nodes])
     pruned = prune_flow(flow_of(graph), node_threshold, edge_threshold, known=known)
     places = graph.targets.astype(np.int64) * len(graph.nodes) + graph.sources
     kept = np.isin(places, pruned.links.targets * len(graph.nodes) + pruned.links.sources)
-    return with_influence(graph, pruned.cumulative, settings).only(pruned.kept, kept)
+    return _with_influence(graph, pruned.cumulative, settings).only(pruned.kept, kept)
 
 
 def check_thresholds(node_threshold: float, edge_threshold: float) -> None:
@@ -118,6 +121,15 @@ def prune_flow(
     links = _connected(flow.kinds, kept, links)
     order = np.lexsort((links.sources, links.targets))
     return Pruned(kept, Links(*(column[order] for column in links)), _cumulative(found), scores(flow, found))
+
+
+def _with_influence(circuit: Circuit, cumulative: NDArray[np.float64], settings: Mapping[str, Any]) -> Circuit:
+    """The circuit with influences where its file had none, and with the thresholds that it is pruned by."""
+    nodes = tuple(
+        node if node.influence is not None or node.kind == "target" else dataclasses.replace(node, influence=float(own))
+        for node, own in zip(circuit.nodes, cumulative, strict=True)
+    )
+    return dataclasses.replace(circuit, nodes=nodes, metadata={**circuit.metadata, "pruning_settings": dict(settings)})
 
 
 def _cutoff(chunks: Callable[[], Iterator[NDArray[np.float32]]], share: float) -> float:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlens.errors import NotFoundError, nearest
 from gemlens.records.analysis import DictionaryInfo
-from gemlens.records.circuit import Circuit, CircuitNode
+from gemlens.records.circuit import Circuit, CircuitNode, CircuitView
 from gemlens.records.graph import Graph, GraphTarget
 
-if TYPE_CHECKING:
-    from gemlens.study.circuit.influence import Links, Scores
-
-__all__ = ["circuit_of", "slug_of", "with_influence"]
+__all__ = ["circuit_of", "slug_of", "subgraph_of"]
 
 # What targets that are no tokens are numbered from: above every vocabulary of Gemma.
 _VIRTUAL = 1 << 20
@@ -27,33 +25,71 @@ _VIRTUAL = 1 << 20
 def circuit_of(
     graph: Graph,
     kept: NDArray[np.bool_],
-    links: Links,
-    cumulative: NDArray[np.float64],
+    links: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
     *,
-    scores: Scores,
-    settings: Mapping[str, Any],
+    cumulative: NDArray[np.float64] | None = None,
+    scores: tuple[float, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Circuit:
-    """The kept nodes of a graph, numbered features, errors, tokens, targets, and the links of ``links``."""
+    """A part of a graph, whose nodes are numbered features, errors, tokens, targets.
+
+    Args:
+        kept: [nodes]
+        links: numbers of targets and of sources, all kept, and weights.
+        cumulative: [nodes], the influence of nodes as ``CircuitNode`` has it.
+        scores: replacement and completeness of the whole graph.
+        settings: thresholds that it was pruned by.
+    """
     place = np.cumsum(kept) - 1
     inputs = _inputs(graph, kept)
-    nodes = [_node(graph, int(index), float(cumulative[index]), inputs) for index in np.flatnonzero(kept)]
+    influences = [None] * len(kept) if cumulative is None else cumulative.tolist()
+    targets, sources, weights = links
     return Circuit(
-        metadata=_metadata(graph, scores, settings),
-        nodes=tuple(nodes),
-        sources=place[links.sources].astype(np.int32),
-        targets=place[links.targets].astype(np.int32),
-        weights=links.weights,
+        metadata=_metadata(graph, scores, settings or {}),
+        nodes=tuple(_node(graph, int(index), influences[index], inputs) for index in np.flatnonzero(kept)),
+        sources=place[sources].astype(np.int32),
+        targets=place[targets].astype(np.int32),
+        weights=weights,
         warnings=graph.warnings,
     )
 
 
-def with_influence(circuit: Circuit, cumulative: NDArray[np.float64], settings: Mapping[str, Any]) -> Circuit:
-    """The circuit with influences where its file had none, and with the thresholds that it is pruned by."""
-    nodes = tuple(
-        node if node.influence is not None or node.kind == "target" else dataclasses.replace(node, influence=float(own))
-        for node, own in zip(circuit.nodes, cumulative, strict=True)
-    )
-    return dataclasses.replace(circuit, nodes=nodes, metadata={**circuit.metadata, "pruning_settings": dict(settings)})
+def subgraph_of(graph: Graph, pins: Iterable[str]) -> Circuit:
+    """The nodes of these ids, all pinned, and every link among them.
+
+    Raises:
+        NotFoundError: an id that is not here.
+    """
+    wanted = list(dict.fromkeys(pins))
+    number = {name: index for index, name in enumerate(_ids(graph))}
+    if missing := [name for name in wanted if name not in number]:
+        raise NotFoundError(
+            f"no node {missing[0]!r} in this graph of {len(number):,} nodes; {nearest(missing[0], number)}"
+        )
+    chosen = np.array(sorted(number[name] for name in wanted), dtype=np.int64)
+    n, between = len(graph.features), graph.edges.shape[1] - len(graph.features)
+    rows = chosen[(chosen < n) | (chosen >= n + between)]
+    columns = chosen[chosen < n + between]
+    block = np.asarray(graph.edges[np.where(rows < n, rows, rows - between)])[:, columns]
+    at, of = np.nonzero(block)
+    kept = np.zeros(len(number), dtype=bool)
+    kept[chosen] = True
+    part = circuit_of(graph, kept, (rows[at], columns[of], block[at, of].astype(np.float64)))
+    return dataclasses.replace(part, view=CircuitView(pinned=tuple(wanted)))
+
+
+def _ids(graph: Graph) -> list[str]:
+    top, last = graph.n_layers + 1, len(graph.tokens) - 1
+    return [
+        *(f"{layer}_{feature}_{position}" for layer, position, feature in graph.features.tolist()),
+        *(f"{layer}_-1_{position}" for layer, position in graph.errors.tolist()),
+        *(f"E_{token.token_id}_{position}" for position, token in enumerate(graph.tokens)),
+        *(f"{top}_{_vocabulary_id(target, i)}_{last}" for i, target in enumerate(graph.targets)),
+    ]
+
+
+def _vocabulary_id(target: GraphTarget, number: int) -> int:
+    return _VIRTUAL + number if target.token_id is None else target.token_id
 
 
 def slug_of(prompt: str) -> str:
@@ -62,7 +98,7 @@ def slug_of(prompt: str) -> str:
     return words[-48:].strip("-") if len(words) > 1 else "circuit"
 
 
-def _node(graph: Graph, index: int, influence: float, inputs: NDArray[np.float64]) -> CircuitNode:
+def _node(graph: Graph, index: int, influence: float | None, inputs: NDArray[np.float64]) -> CircuitNode:
     n, m = len(graph.features), len(graph.errors)
     if index < n:
         layer, position, feature = map(int, graph.features[index])
@@ -88,7 +124,7 @@ def _node(graph: Graph, index: int, influence: float, inputs: NDArray[np.float64
 
 def _target(graph: Graph, number: int, inputs: NDArray[np.float64]) -> CircuitNode:
     target, layer, position = graph.targets[number], graph.n_layers + 1, len(graph.tokens) - 1
-    feature = _VIRTUAL + number if target.token_id is None else target.token_id
+    feature = _vocabulary_id(target, number)
     row = len(graph.features) + number
     return CircuitNode(
         f"{layer}_{feature}_{position}",
@@ -125,7 +161,7 @@ def _inputs(graph: Graph, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
     return out
 
 
-def _metadata(graph: Graph, scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(graph: Graph, scores: tuple[float, float] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     made = graph.provenance
     text = "".join(token.text for token in graph.tokens)
     metadata: dict[str, Any] = {
@@ -134,7 +170,7 @@ def _metadata(graph: Graph, scores: Scores, settings: Mapping[str, Any]) -> dict
         "transcoder_list": [],
         "prompt_tokens": [token.text for token in graph.tokens],
         "prompt": text,
-        "node_threshold": settings["node_threshold"],
+        "node_threshold": settings.get("node_threshold"),
         "schema_version": 1,
     }
     if source_set := _source_set(graph.dictionaries):
@@ -151,8 +187,8 @@ def _metadata(graph: Graph, scores: Scores, settings: Mapping[str, Any]) -> dict
         "model_id": graph.model_id,
         "active_features": graph.n_active,
         "feature_nodes": len(graph.features),
-        "replacement_score": scores.replacement,
-        "completeness_score": scores.completeness,
+        "replacement_score": None if scores is None else scores[0],
+        "completeness_score": None if scores is None else scores[1],
         "dictionaries": [dataclasses.asdict(each) for each in graph.dictionaries],
         "provenance": dataclasses.asdict(made),
         "warnings": list(graph.warnings),
