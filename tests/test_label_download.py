@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from gemlens.scope.labels import LabelStore
 from label_sample import KEY, MARKUP
 
 WIDTH = 240
+SIXTEEN = "gemma-2-2b/16-gemmascope-res-16k"
 SMALL = Named(KEY, "google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71",
               "google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", WIDTH, SOURCE)  # fmt: skip
 ASKED = ["--sae-release", "gemma-scope-2b-pt-res-canonical", "--sae-id", "layer_20/width_16k/canonical"]
@@ -403,3 +405,16 @@ def spawned(arguments):
 
 def test_the_sample_is_of_one_source():
     assert f"{MODEL}/{LAYER}" == SOURCE
+
+
+def test_the_script_writes_what_the_seed_says(server, tmp_path):
+    script = Path(__file__).parents[1] / "examples" / "download_feature_labels.py"
+    server.publish("explanations", [explanation(4, "months", layer="16-gemmascope-res-16k")], source=SIXTEEN)
+    server.publish("features", [feature(n, layer="16-gemmascope-res-16k") for n in range(16384)], source=SIXTEEN)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "sae/gemma-scope-2b-pt-res-canonical/layer_16_width_16k_canonical"
+    said = json.loads((folder / "feature_labels.json").read_text("utf-8"))
+    assert said["sae_info"]["neuronpedia_id"] == SIXTEEN
+    assert said["features"]["4"]["description"] == "months"
+    assert said["stats"] == {"total_features": 16384, "with_descriptions": 1, "successful": 16384, "failed": 0}

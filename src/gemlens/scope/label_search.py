@@ -41,15 +41,18 @@ def search(
         match += " AND place : (" + " OR ".join(f"d{each}" for each in ids) + ")"
     with told(store.path):
         rows = store.sql.execute(
-            "SELECT rowid FROM labels_text WHERE labels_text MATCH ? LIMIT ?", (match, _CANDIDATES)
+            "SELECT id, text FROM labels WHERE id IN (SELECT rowid FROM labels_text WHERE labels_text MATCH ? LIMIT ?)",
+            (match, _CANDIDATES),
         ).fetchall()
-    wanted = ", ".join(str(row) for (row,) in rows)
-    found = list(store.read(f"l.id IN ({wanted}) ORDER BY l.id", ()))
     said, words = " ".join(query.split()).casefold(), [term.casefold() for term in terms]
 
-    def order(label: Label) -> tuple[int, bool, int]:
-        text = label.text.casefold()
+    def order(row: tuple[int, str]) -> tuple[int, bool, int, int]:
+        place, text = row[0], row[1].casefold()
         missing = sum(word not in text for word in words) if any_word else 0
-        return missing, said not in text, len(text)
+        return missing, said not in text, len(text), place
 
-    return sorted(found, key=order)[:limit]
+    # Only those that are shown become records: of thousands that would take most of the time.
+    best = [place for place, _ in sorted(rows, key=order)[:limit]]
+    labels = store.read(f"l.id IN ({', '.join(map(str, best))}) ORDER BY l.id", ())
+    found = dict(zip(sorted(best), labels, strict=True))
+    return [found[place] for place in best]
