@@ -1,6 +1,6 @@
 """Log-probabilities of tokens, without ever holding a row of 262,144 logits for each position.
 
-The head is the model's own matrix, taken some thousand entries of the vocabulary at a time: what a block of it puts
+The head is the model's own matrix, taken two thousand entries of the vocabulary at a time: what a block of it puts
 out stays in the cache until its exponentials are added. The same numbers as a softmax of ``lm.gemma.logits``.
 """
 
@@ -14,8 +14,8 @@ from gemlens.lm.gemma import Model, logits
 
 __all__ = ["token_log_probabilities"]
 
-# 4,096 entries x 512 positions of float32 are 8 MB.
-_ENTRIES, _POSITIONS = 4096, 512
+# 2,048 entries x 512 positions of float32 are 4 MB.
+_ENTRIES, _POSITIONS = 2048, 512
 
 
 @torch.no_grad()
