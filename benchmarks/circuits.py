@@ -88,7 +88,9 @@ def compare(ours: Graph, theirs: Any) -> Compared:
     logits = first + (layers + 1) * n
     tokens = {int(token): logits + at for at, token in enumerate(theirs.logit_token_ids.tolist())}
     targets = [(len(mine) + at, tokens[t.token_id]) for at, t in enumerate(ours.targets) if t.token_id in tokens]
-    rows, their_rows = (torch.cat([x, torch.tensor(y)]) for x, y in zip((a, b), zip(*targets, strict=True), strict=True))
+    rows, their_rows = (
+        torch.cat([x, torch.tensor(y)]) for x, y in zip((a, b), zip(*targets, strict=True), strict=True)
+    )
     behind = (torch.arange(layers * n) % n > 0).nonzero()[:, 0]
     features = edges[rows][:, a], adjacency[their_rows][:, b]
     errors = edges[rows][:, len(mine) + behind], adjacency[their_rows][:, first + behind]

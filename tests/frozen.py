@@ -1,7 +1,7 @@
 """The local replacement model by plain torch hooks: what attribution graphs are held against.
 
     frozen = Frozen(model, transcoders, ids)        one clean pass, with nothing of gemlens but the model's weights
-    mids, final = frozen.run(written, embedded)     the model again, with patterns, norm scales and features as they were
+    mids, final = frozen.run(written, embedded)     the same, patterns, norm scales and features as they were
 
 ``written[layer]`` [batch, n, d] is added to what the MLP of a layer puts out, ``embedded`` to the embeddings. Nothing
 answers but attention's values and the transcoders' skips.
@@ -72,7 +72,9 @@ class Frozen:
                 block.self_attn.register_forward_pre_hook(self._note_hidden(layer), with_kwargs=True),
                 block.self_attn.register_forward_hook(self._frozen_attention(layer)),
                 block.pre_feedforward_layernorm.register_forward_hook(self._note(self.seen, layer, lambda y: y)),
-                block.post_feedforward_layernorm.register_forward_hook(self._frozen_mlp(layer, (written or {}).get(layer))),
+                block.post_feedforward_layernorm.register_forward_hook(
+                    self._frozen_mlp(layer, (written or {}).get(layer))
+                ),
             ]
         if embedded is not None:
             handles.append(self.blocks[0].register_forward_pre_hook(lambda _m, args: (args[0] + embedded, *args[1:])))

@@ -141,7 +141,7 @@ def test_targets_that_are_not_in_the_graph_are_given_again(scene):
 
 def test_what_cannot_be_edited_is_refused(scene):
     model, transcoders, graph, _ = scene
-    layer, position, index = graph.features[0].tolist()
+    layer, _, index = graph.features[0].tolist()
     for edits, words in (
         ([], "no edit"),
         (Edit(layer, index, 0), "no node at position 0; it is one at"),

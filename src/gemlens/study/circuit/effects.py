@@ -16,7 +16,7 @@ from gemlens.errors import InputError
 from gemlens.records.graph import Graph
 from gemlens.records.intervention import Edit
 
-__all__ = ["predicted", "rows_of", "total_effects"]
+__all__ = ["held_nodes", "predicted", "total_effects"]
 
 
 def total_effects(graph: Graph) -> NDArray[np.float64]:
@@ -40,21 +40,24 @@ def predicted(graph: Graph, several: Sequence[Sequence[Edit]]) -> NDArray[np.flo
     change = np.zeros((len(several), n))
     held = np.zeros((len(several), n), dtype=bool)
     for row, edits in enumerate(several):
-        for edit in edits:
-            nodes = rows_of(graph, edit)
-            change[row, nodes], held[row, nodes] = edit.scale - 1, True
+        for node, scale in held_nodes(graph, edits).items():
+            change[row, node], held[row, node] = scale - 1, True
     for rows in _layers(graph):
         answer = change[:, : rows.start] @ graph.edges[rows, : rows.start].T / graph.activations[rows]
         change[:, rows] = np.where(held[:, rows], change[:, rows], answer)
     return change @ graph.edges[n:, :n].T
 
 
-def rows_of(graph: Graph, edit: Edit) -> NDArray[np.int64]:
-    """The nodes that an edit means.
+def held_nodes(graph: Graph, edits: Sequence[Edit]) -> dict[int, float]:
+    """Each node that some edits hold, and at how many times its activation; of several edits the last one counts.
 
     Raises:
-        InputError: it means none.
+        InputError: an edit of what is no node.
     """
+    return {node: edit.scale for edit in edits for node in _nodes_of(graph, edit)}
+
+
+def _nodes_of(graph: Graph, edit: Edit) -> list[int]:
     layers, positions, features = graph.features.T
     hit = (layers == edit.layer) & (features == edit.feature)
     if edit.position is not None:
@@ -64,7 +67,7 @@ def rows_of(graph: Graph, edit: Edit) -> NDArray[np.int64]:
         where = "" if edit.position is None else f" at position {edit.position}"
         there = f"it is one at {', '.join(map(str, elsewhere))}" if elsewhere else f"layer {edit.layer} has others"
         raise InputError(f"feature {edit.feature} of layer {edit.layer} is no node{where}; {there}")
-    return hit.nonzero()[0]
+    return hit.nonzero()[0].tolist()
 
 
 def _layers(graph: Graph) -> Iterator[slice]:

@@ -19,11 +19,10 @@ from gemlens.errors import InputError
 from gemlens.lm.gemma import Model, activations, writing
 from gemlens.records.graph import Graph
 from gemlens.records.intervention import Edit, Intervention, Verification, VerifiedNode
-from gemlens.scope.features import Features
 from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
-from gemlens.study.circuit.effects import predicted, rows_of, total_effects
+from gemlens.study.circuit.effects import held_nodes, predicted, total_effects
 from gemlens.study.circuit.nodes import Part, check_transcoders
 from gemlens.study.circuit.targets import Targets, feature, targets_of, tokens
 from gemlens.study.circuit.trace import scene_of
@@ -154,20 +153,18 @@ class _Bench:
             if target.layer == layer:
                 changes[:, column] = (state[:, target.position] @ target.vector).cpu().numpy()
 
-    def _answer(
-        self, part: Part, read: Tensor, several: Sequence[Sequence[Edit]], pending: dict[int, Tensor]
-    ) -> None:
+    def _answer(self, part: Part, read: Tensor, several: Sequence[Sequence[Edit]], pending: dict[int, Tensor]) -> None:
         """What the features of a layer write differently, where what they read has changed or an edit holds them."""
-        run, nodes = self.scene.run, self.scene.nodes
+        run = self.scene.run
         held = [
-            (row, int(position), edit)
+            (row, int(position), int(index), scale)
             for row, edits in enumerate(several)
-            for edit in edits
-            if edit.layer == part.layer
-            for position in self.graph.features[rows_of(self.graph, edit), 1]
+            for node, scale in held_nodes(self.graph, edits).items()
+            for layer, position, index in [self.graph.features[node]]
+            if layer == part.layer
         ]
         touched = read.abs().amax(dim=2) > 0
-        for row, position, _ in held:
+        for row, position, *_ in held:
             touched[row, position] = True
         rows, positions = touched.nonzero(as_tuple=True)
         if not len(rows):
@@ -175,11 +172,10 @@ class _Bench:
         clean = run.found[part.reads].to(read)[positions]
         before = _encoded(part, clean)
         after = _encoded(part, clean + read[rows, positions])
-        acts = _difference(after, before)
-        for row, position, edit in held:
+        acts = after - before
+        for row, position, index, scale in held:
             place = int(((rows == row) & (positions == position)).nonzero()[0, 0])
-            mine = (nodes.index == torch.tensor([edit.layer, position, edit.feature])).all(dim=1)
-            acts[place, edit.feature] = (edit.scale - 1) * float(nodes.activations[mine][0])
+            acts[place, index] = (scale - 1) * before[place, index]
         changed = acts.any(dim=0).nonzero()[:, 0]
         for target in range(part.layer, part.last + 1):
             pending[target][rows, positions] += acts[:, changed].to(read) @ part.written_by(changed, target)
@@ -194,14 +190,12 @@ class _Bench:
         run, ids = self.scene.run, torch.tensor([token.token_id for token in self.graph.tokens])
         added: dict[int, Tensor] = {}
         for row, edits in enumerate(several):
-            for edit in edits:
-                at = rows_of(self.graph, edit)
-                positions = torch.from_numpy(self.graph.features[at, 1].astype(np.int64))
-                change = torch.from_numpy(self.graph.activations[at]).to(run.embedding) * (edit.scale - 1)
-                part = self.scene.nodes.parts[edit.layer]
-                for target in range(edit.layer, part.last + 1):
+            for node, scale in held_nodes(self.graph, edits).items():
+                layer, position, index = self.graph.features[node].tolist()
+                part, factor = self.scene.nodes.parts[layer], float(self.graph.activations[node]) * (scale - 1)
+                for target in range(layer, part.last + 1):
                     to = added.setdefault(target, run.embedding.new_zeros(len(several), *run.embedding.shape))
-                    to[row, positions] += change[:, None] * part.written_by(torch.tensor([edit.feature]), target)
+                    to[row, position] += factor * part.written_by(torch.tensor([index]), target)[0]
         sites = sorted({target.site for target in self.targets})
         with ExitStack() as stack:
             for layer, change in added.items():
@@ -215,16 +209,13 @@ def _adding(change: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda own: own + change.to(own)
 
 
-def _encoded(part: Part, x: Tensor) -> Features:
+def _encoded(part: Part, x: Tensor) -> Tensor:
+    """[m, F]"""
     given = x.to(part.weights.b_enc)
     if isinstance(part.dictionary, SAE):
-        return part.dictionary.encode(given)
+        return part.dictionary.encode(given).dense()
     assert isinstance(part.dictionary, MultiLayer)
-    return part.dictionary.encode({part.reads: given})[part.reads]
-
-
-def _difference(after: Features, before: Features) -> Tensor:
-    return after.dense() - before.dense()
+    return part.dictionary.encode({part.reads: given})[part.reads].dense()
 
 
 def _again(graph: Graph, n: int) -> list[Targets]:
@@ -242,4 +233,3 @@ def _again(graph: Graph, n: int) -> list[Targets]:
 def _position(label: str, n: int) -> int:
     tail = label.rsplit(" ", 1)[-1]
     return int(tail) if tail.isdigit() else n - 1
-

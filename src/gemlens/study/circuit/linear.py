@@ -3,8 +3,8 @@
     mid_l   = resid_l + sum_heads pattern * (resid_l * in_scale @ value) @ out * post_scale
     resid_l+1 = mid_l + features + decoder bias + (mid_l * mlp_scale) @ skip + error
 
-Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a clean
-pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a block's
+Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a
+clean pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a block's
 attention, and its transpose, are three products. Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs).
 
 This is the one place where gemlens writes out what a Gemma computes; tests hold it against the modules.
@@ -52,7 +52,7 @@ class Attention:
     def forward(self, x: Tensor) -> Tensor:
         """[..., m, d_model] at the first m positions of the prompt -> what is added to it there, without biases."""
         m = x.shape[-2]
-        groups, _, _, each = self.mix.shape
+        groups = self.kv_heads
         values = (x @ self.value.T).unflatten(-1, (groups, self.head_dim))
         heads = torch.einsum("gkqr,...kgh->...qgrh", self.mix[:, :m, :m], values)
         return heads.flatten(-3) @ self.out.T
@@ -110,7 +110,10 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
     kind = torch.float64 if model.dtype == torch.float64 else torch.float32
     if getattr(model.config, "attention_bias", False):
         raise MismatchError(f"the attention of {model.name} has biases; circuits know Gemmas, which have none")
-    wanted = [Site(0, "embed"), *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out"))]
+    wanted = [
+        Site(0, "embed"),
+        *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out")),
+    ]
     last = Site(len(blocks) - 1, "resid_post")
     with ExitStack() as stack:
         stack.enter_context(_eager(model))
@@ -132,9 +135,7 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
         )
         norm = block.pre_feedforward_layernorm
         mlp_out = one[Site(index, "mlp_out")].to(kind)
-        layers.append(
-            Forward(attention, norm_scale(norm, middle), norm_weight(norm, kind), middle, mlp_out)
-        )
+        layers.append(Forward(attention, norm_scale(norm, middle), norm_weight(norm, kind), middle, mlp_out))
     final = one[last].to(kind)
     return CleanRun(
         embedding=one[wanted[0]].to(kind),

@@ -186,4 +186,3 @@ def _part(run: CleanRun, reads: Site, writes: Site, dictionary: Dictionary) -> P
     in_weight = weight if reads.name == "mlp_in" else torch.ones_like(weight)
     weights = dictionary if isinstance(dictionary, SAE) else dictionary.layer(reads)
     return Part(dictionary, reads, writes, weights, in_weight)
-

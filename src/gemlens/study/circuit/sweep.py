@@ -90,7 +90,9 @@ class Sweep:
         index = nodes.index
         order = (index[:, 1] * self.layers + index[:, 0]).argsort(stable=True)
         self._back = order.argsort()
-        self._sources = [self._sources_at(layer, index[order], nodes.activations[order]) for layer in range(self.layers)]
+        self._sources = [
+            self._sources_at(layer, index[order], nodes.activations[order]) for layer in range(self.layers)
+        ]
         self._fixed = [
             torch.stack([nodes.errors[layer], nodes.constants[layer]], dim=2)[self.first :]
             for layer in range(self.layers)
@@ -304,4 +306,3 @@ def _spans(width: int, reach: int) -> Iterator[tuple[slice, slice]]:
     for start in range(0, width, _KEYS):
         stop = min(start + _KEYS, width)
         yield slice(start, stop), slice(start, min(width, stop + reach))
-

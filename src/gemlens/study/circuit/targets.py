@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ class Target:
         """[batch], what it measures on activations [batch, n, d_model] at ``site``."""
         at = found[:, self.position]
         if self.site.name == "resid_post":
-            at = model.backbone.norm(at)
+            norm: Any = model.backbone.norm
+            at = norm(at)
         return at.to(self.row) @ self.row + self.constant
 
 

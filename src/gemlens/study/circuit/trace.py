@@ -170,7 +170,7 @@ def _room(rows: int, columns: int, memory: int) -> NDArray[np.float32]:
 
 def _error_nodes(nodes: Nodes) -> NDArray[np.int32]:
     layers, n = nodes.errors.shape[:2]
-    return np.stack(np.indices((layers, n)), axis=-1).reshape(-1, 2).astype(np.int32)
+    return np.indices((layers, n)).reshape(2, -1).T.astype(np.int32)
 
 
 def _float32(values: Tensor) -> NDArray[np.float32]:
@@ -179,5 +179,5 @@ def _float32(values: Tensor) -> NDArray[np.float32]:
 
 def _token_texts(model: Model, ids: list[int]) -> list[str]:
     """Control tokens add nothing to a text, so they are called by their names."""
-    added = texts(model, ids)
-    return [piece if token in model.special_ids else text for token, piece, text in zip(ids, pieces(model, ids), added)]
+    rows = zip(ids, pieces(model, ids), texts(model, ids), strict=True)
+    return [piece if token in model.special_ids else text for token, piece, text in rows]
