@@ -153,6 +153,21 @@ def test_how_the_sweep_is_cut_changes_nothing(name, monkeypatch):
     close(cut.biases, whole.biases, np.maximum(scale, np.abs(whole.biases)))
 
 
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("name", ["gemma3", "gemma3, CLT", "gemma3, no skip, two key heads"])
+def test_where_rows_meet_what_is_carried_changes_nothing(name, layer, monkeypatch):
+    config, make = SETTINGS[name]
+    model = doubles(**config)
+    transcoders = set_of(make, model)
+    monkeypatch.setattr(sweeping, "middle", lambda *_args, **_options: 0)
+    plain = circuit(model, transcoders, PROMPT)
+    monkeypatch.setattr(sweeping, "middle", lambda *_args, **_options: layer)
+    met = circuit(model, transcoders, PROMPT)
+    scale = np.abs(plain.edges).max(axis=1)
+    close(met.edges.T, plain.edges.T, scale)
+    close(met.biases, plain.biases, np.maximum(scale, np.abs(plain.biases)))
+
+
 @pytest.mark.parametrize("name", ["gemma3", "gemma3, CLT", "gemma2, inside the norm"])
 def test_fewer_nodes_are_rows_and_columns_of_the_whole(name):
     config, make = SETTINGS[name]

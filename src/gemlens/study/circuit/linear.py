@@ -4,8 +4,9 @@
     resid_l+1 = mid_l + features + decoder bias + (mid_l * mlp_scale) @ skip + error
 
 Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a
-clean pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a block's
-attention, and its transpose, are three products. Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs).
+clean pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a
+block's attention, and its transpose, are three products. Ameisen et al. 2025, "Circuit Tracing"
+(transformer-circuits.pub/2025/attribution-graphs).
 
 This is the one place where gemlens writes out what a Gemma computes; tests hold it against the modules.
 """

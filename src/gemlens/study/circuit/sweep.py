@@ -20,7 +20,7 @@ Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs), the froz
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -28,7 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gemlens.study.circuit.linear import CleanRun
+from gemlens.study.circuit.carry import carried, carried_prefix, middle
+from gemlens.study.circuit.linear import Attention, CleanRun
 from gemlens.study.circuit.nodes import Nodes
 
 __all__ = ["Effects", "Rows", "Sweep"]
@@ -74,16 +75,64 @@ class _Sources(NamedTuple):
     runs: list[tuple[int, int, int, int]]
     """(position, first column, last + 1, first row of ``written``) for each position where something writes."""
 
+    def at(self, position: int) -> _Piece | None:
+        """What writes at one position."""
+        for place, first, last, row in self.runs:
+            if place == position:
+                return _Piece(first, self.written[row : row + last - first])
+        return None
+
+
+class _Piece(NamedTuple):
+    column: int
+    written: Tensor
+
+
+class Meeting:
+    """Everything that is written below ``layer``, carried to where it is read."""
+
+    def __init__(self, run: CleanRun, nodes: Nodes, layer: int, sources: Sequence[_Sources]) -> None:
+        self.layer, self.first = layer, nodes.first
+        self._prefix = carried_prefix(run, nodes, layer)
+        self._carried = []
+        for position in range(nodes.first, run.n):
+            place = position - nodes.first
+            pieces = [each.at(place) for each in sources[:layer]]
+            joined = torch.bincount(nodes.index[nodes.index[:, 1] == position, 0], minlength=layer)[:layer].cumsum(0)
+            start = min((first for first, *_ in filter(None, pieces)), default=0)
+            total = int(joined[-1])
+            written = [
+                _padded(piece, start, int(count), run.embedding) for piece, count in zip(pieces, joined, strict=True)
+            ]
+            columns = slice(start, start + total)
+            self._carried.append(carried(run, nodes, position, written, columns))
+
+    def __call__(self, state: Tensor, effects: Effects) -> None:
+        """Contract cotangents [rows, positions, d_model] of what ``layer`` is fed."""
+        width, first, layer = state.shape[1], self.first, self.layer
+        flat = state.flatten(1)
+        for each in self._carried[:width]:
+            behind = state[:, each.place :].flatten(1)
+            found = behind @ each.state[:, : width - each.place].flatten(1).T
+            effects.tokens[:, first + each.place] += found[:, 0]
+            effects.errors[:, :layer, first + each.place] += found[:, 1 : 1 + layer]
+            effects.features[:, each.columns] += found[:, 1 + layer :]
+        found = flat @ self._prefix[:, :width].flatten(1).T
+        effects.constants.add_(found[:, 0])
+        effects.tokens[:, :first] += found[:, 1 : 1 + first]
+        effects.errors[:, :layer, :first] += found[:, 1 + first :].unflatten(1, (layer, first))
+
 
 class Sweep:
     """All that the rows of one prompt share.
 
     Args:
         cells: cotangents of a block, rows times positions.
+        room: bytes that sources may take which are carried to meet rows halfway (``carry``).
     """
 
-    def __init__(self, run: CleanRun, nodes: Nodes, *, cells: int = 4096) -> None:
-        self.run, self.nodes, self.cells = run, nodes, cells
+    def __init__(self, run: CleanRun, nodes: Nodes, *, cells: int = 2048, room: int = 0) -> None:
+        self.run, self.nodes, self.cells, self.room = run, nodes, cells, room
         self.layers, self.n, self.first = len(run.layers), run.n, nodes.first
         self.d = run.embedding.shape[1]
         # Columns while sweeping: by position, then layer, so that what a layer writes at a position is one piece.
@@ -106,12 +155,24 @@ class Sweep:
 
     def __call__(self, rows: Rows) -> Iterator[Effects]:
         """Effects on all rows, block by block."""
-        for block in self.blocks(rows):
+        step = sum(a.shape[0] * a.shape[1] // self.d for a in (self.attention.out, self.attention.value))
+        meet = middle(self.nodes, rows.layer, rows.position, d=self.d, step=step * self.d, room=self.room)
+        lower, upper = ((rows.layer < meet).nonzero()[:, 0], (rows.layer >= meet).nonzero()[:, 0])
+        for block in self.blocks(rows, lower):
             yield self._sweep(rows, block)
+        met = Meeting(self.run, self.nodes, meet, self._sources) if meet and len(upper) else None
+        for block in self.blocks(rows, upper):
+            yield self._sweep(rows, block, met)
 
-    def blocks(self, rows: Rows) -> Iterator[Tensor]:
+    @property
+    def attention(self) -> Attention:
+        """Of the first block; those of the others are as large."""
+        return self.run.layers[0].attention
+
+    def blocks(self, rows: Rows, some: Tensor) -> Iterator[Tensor]:
         """Indices of rows that are swept together, within the bound on cells; each by layer, the topmost first."""
-        order = (rows.position * (self.layers + 1) + self.layers - rows.layer).argsort(descending=True, stable=True)
+        order = some[(rows.position[some] * (self.layers + 1) + self.layers - rows.layer[some]).argsort(stable=True)]
+        order = order.flip(0)
         positions = (rows.position[order] - self.first + 1).tolist()
         start = 0
         while start < len(order):
@@ -125,7 +186,7 @@ class Sweep:
 
     # ---- one block ----
 
-    def _sweep(self, rows: Rows, block: Tensor) -> Effects:
+    def _sweep(self, rows: Rows, block: Tensor, met: Meeting | None = None) -> Effects:
         layers, places, vectors = rows.layer[block], rows.position[block] - self.first, rows.vector[block]
         width = int(places.max()) + 1
         state = self._room("state", len(block), width, self.d)
@@ -133,7 +194,7 @@ class Sweep:
         active = int((layers == self.layers).sum())
         state[:active] = 0
         state[torch.arange(active), places[:active]] = vectors[:active]
-        for layer in reversed(range(self.layers)):
+        for layer in reversed(range(met.layer if met else 0, self.layers)):
             joining = slice(active, active + int((layers == layer).sum()))
             if active:
                 self._contract(layer, state[:active], effects, active)
@@ -146,6 +207,9 @@ class Sweep:
             if joining.stop > active:
                 self._join(layer, state, joining, places[joining], vectors[joining], effects)
                 active = joining.stop
+        if met:
+            met(state, effects)
+            return self._finished(effects)
         effects.tokens[:, self.first : self.first + width] += torch.einsum(
             "tqd,qd->tq", state, self.run.embedding[self.first : self.first + width]
         )
@@ -299,6 +363,14 @@ class Sweep:
         for place in places.unique().tolist():
             at = (places == place).nonzero()[:, 0]
             effects.tokens[active + at] += vectors[at] @ self._table[place]
+
+
+def _padded(piece: _Piece | None, start: int, total: int, like: Tensor) -> Tensor:
+    """[total, d_model] from column ``start`` on, with zeros for the columns before the piece."""
+    full = like.new_zeros(total, like.shape[1])
+    if piece is not None:
+        full[piece.column - start : piece.column - start + len(piece.written)] = piece.written
+    return full
 
 
 def _spans(width: int, reach: int) -> Iterator[tuple[slice, slice]]:

@@ -115,7 +115,7 @@ def _swept(
     n_features, n_errors = len(nodes.index), len(run.layers) * run.n
     edges = _room(len(rows.layer), n_features + n_errors + run.n, memory)
     biases = np.zeros(len(edges), dtype=np.float32)
-    sweep = Sweep(run, nodes, cells=_cells(scene, memory))
+    sweep = Sweep(run, nodes, cells=_cells(scene, memory), room=memory // 4)
     done = 0
     with torch.no_grad():
         for effects in sweep(rows):
