@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gemlens.lm.gemma import Model
     from gemlens.lm.load import load_model
     from gemlens.records import Analysis, Fidelity
+    from gemlens.records.attribution import Attribution
     from gemlens.report.html import to_html
     from gemlens.report.json import to_json, to_jsonl
     from gemlens.scope.features import Features
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
+    from gemlens.study.attribute import attribute
     from gemlens.study.fidelity import fidelities, fidelity
+    from gemlens.study.lens import lens
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
     from gemlens.train.config import FitConfig
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessError",
     "Analysis",
+    "Attribution",
     "Features",
     "Fidelity",
     "FitConfig",
@@ -67,9 +71,11 @@ __all__ = [
     "__version__",
     "analyze",
     "analyze_many",
+    "attribute",
     "fidelities",
     "fidelity",
     "fit",
+    "lens",
     "load_clt",
     "load_crosscoder",
     "load_model",
@@ -100,6 +106,7 @@ _HOME = {
     "lm.gemma": ["Model"],
     "lm.load": ["load_model"],
     "records": ["Analysis", "Fidelity"],
+    "records.attribution": ["Attribution"],
     "report.html": ["to_html"],
     "report.json": ["to_json", "to_jsonl"],
     "scope.features": ["Features"],
@@ -109,7 +116,9 @@ _HOME = {
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
+    "study.attribute": ["attribute"],
     "study.fidelity": ["fidelities", "fidelity"],
+    "study.lens": ["lens"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
     "train.config": ["FitConfig"],

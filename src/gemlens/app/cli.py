@@ -16,11 +16,13 @@ import typer
 
 from gemlens import __version__
 from gemlens.app.analyze import analyze
+from gemlens.app.attribute import attribute
 from gemlens.app.catalog import catalog
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
 from gemlens.app.export import export
 from gemlens.app.fidelity import fidelity
+from gemlens.app.lens import lens
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
@@ -61,6 +63,8 @@ def _root(
 
 
 app.command(short_help="Which features fire on each token of a text.")(analyze)
+app.command(short_help="What each feature does to a logit, a loss or another feature.")(attribute)
+app.command(short_help="Which tokens features speak for; what each layer predicts.")(lens)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Which dictionaries are published, under which names.")(catalog)
 app.command(short_help="Dictionaries of your own: SAEs, transcoders, CLTs.")(train)
