@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gemlens.records.feature import FeatureLabel, FeaturePage
     from gemlens.report.feature_html import feature_to_html
     from gemlens.report.feature_json import feature_to_json
+    from gemlens.records.attribution import Attribution
     from gemlens.report.html import to_html
     from gemlens.report.json import to_json, to_jsonl
     from gemlens.scope.evidence import Evidence, load_evidence
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.intervene import ablate, patch, steer
     from gemlens.study.places import active
+    from gemlens.study.attribute import attribute
+    from gemlens.study.fidelity import fidelities, fidelity
+    from gemlens.study.lens import lens
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
     from gemlens.study.splice import splice
@@ -65,6 +69,7 @@ __all__ = [
     "Evidence",
     "FeatureLabel",
     "FeaturePage",
+    "Attribution",
     "Features",
     "Fidelity",
     "FitConfig",
@@ -91,9 +96,11 @@ __all__ = [
     "feature_pages",
     "feature_to_html",
     "feature_to_json",
+    "attribute",
     "fidelities",
     "fidelity",
     "fit",
+    "lens",
     "load_clt",
     "load_evidence",
     "load_crosscoder",
@@ -133,6 +140,7 @@ _HOME = {
     "records.feature": ["FeatureLabel", "FeaturePage"],
     "report.feature_html": ["feature_to_html"],
     "report.feature_json": ["feature_to_json"],
+    "records.attribution": ["Attribution"],
     "report.html": ["to_html"],
     "report.json": ["to_json", "to_jsonl"],
     "scope.evidence": ["Evidence", "load_evidence"],
@@ -151,6 +159,9 @@ _HOME = {
     "study.fidelity": ["fidelities", "fidelity"],
     "study.intervene": ["ablate", "patch", "steer"],
     "study.places": ["active"],
+    "study.attribute": ["attribute"],
+    "study.fidelity": ["fidelities", "fidelity"],
+    "study.lens": ["lens"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
     "study.splice": ["splice"],

@@ -17,6 +17,7 @@ import typer
 from gemlens import __version__
 from gemlens.app.ablate import ablate
 from gemlens.app.analyze import analyze
+from gemlens.app.attribute import attribute
 from gemlens.app.catalog import catalog
 from gemlens.app.circuit import circuit
 from gemlens.app.collect import collect
@@ -32,6 +33,7 @@ from gemlens.app.fidelity import fidelity
 from gemlens.app.steer import steer
 from gemlens.app.find import find
 from gemlens.app.labels import labels
+from gemlens.app.lens import lens
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
@@ -75,6 +77,8 @@ app.command(short_help="Which features fire on each token of a text.")(analyze)
 app.command(short_help="What a feature means: its strongest examples, what it writes.")(feature)
 app.command(short_help="What predictions lose when features are taken out.")(ablate)
 app.command(short_help="What a model says with features turned up and down.")(steer)
+app.command(short_help="What each feature does to a logit, a loss or another feature.")(attribute)
+app.command(short_help="Which tokens features speak for; what each layer predicts.")(lens)
 app.command(short_help="How well a dictionary stands in for what it reads.")(fidelity)
 app.command(short_help="Multiple choice: what fires for right answers and not for wrong ones.")(choices)
 app.command(short_help="What fires for one set of texts and not for another.")(contrast)

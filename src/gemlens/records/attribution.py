@@ -134,6 +134,10 @@ class Attribution:
         """[tokens], the sum of the effects of all features of all dictionaries at each."""
         return np.sum([each.by_token() for each in self.effects], axis=0)
 
+    def errors(self) -> NDArray[np.float64]:
+        """[tokens], the sum of the effects of what all dictionaries leave over."""
+        return np.sum([each.error for each in self.effects], axis=0)
+
     def strongest(self, limit: int | None = None) -> list[Strong]:
         """Features by the size of their effects summed over the prompt, the largest first."""
         found = [strong for layer, each in enumerate(self.effects) for strong in _strong(layer, each)]
