@@ -152,7 +152,7 @@ def test_the_index_finds_features_by_number_label_token_and_text(visit, folder):
     page.locator("#search").fill("70")
     assert ids() == [70]
     page.locator("#search").fill("7")
-    assert ids() == [7, *range(70, 80)]
+    assert ids()[:11] == [7, *range(70, 80)]  # then those whose texts hold a 7
     page.locator("#search").fill("CALM <b>")
     assert ids() == [70]
     page.locator("#search").fill("no such thing anywhere")

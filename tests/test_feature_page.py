@@ -133,18 +133,18 @@ def test_histogram_and_thirds_are_direct_counts(evidence, case, vocabulary):
 
 def test_without_statistics_pages_say_what_they_are_of(tmp_path, case, vocabulary):
     folder = write_dictionary(tmp_path / ID, random_tensors(16, 40), published_config(2))
-    tensors = examples_of(*case, k=50) | {"logit_effects": torch.full((40, 50), 0.8125)}
+    tensors = examples_of(*case, k=50) | {"logit_effects": torch.full((40, 50), 0.734375)}
     write_google(folder, tensors)
     page = feature_page(load_evidence(str(tmp_path), ID), 4, vocabulary=vocabulary)
     assert not page.histogram.complete
     assert not page.positions.complete
     assert sum(page.histogram.counts) == page.positions.first + page.positions.middle + page.positions.last == 50
-    assert {example.logit_effect for example in page.examples} == {0.8125}  # kept, not interpreted
+    assert {example.logit_effect for example in page.examples} == {0.734375}  # kept, not interpreted
     assert len(page.neighbours) == len(page.basis) == 10  # from the decoder beside it
     assert page.coactive == page.neurons == ()
     html = feature_to_html(page)
     assert "weaker ones were not kept" in html
-    assert "0.81" not in html
+    assert "0.73" not in html
 
 
 def test_levels_below_the_first_are_spread_over_their_range(evidence, vocabulary):

@@ -5,7 +5,8 @@
   const { before, after } = JSON.parse(document.getElementById("data").textContent);
   const articles = [...shelf.children];
   const ending = document.title.slice(document.title.lastIndexOf(" · "));
-  const shown = () => document.querySelector(".shelf > article:target") ?? articles[0];
+  // Not :target, which is not known yet when this runs.
+  const shown = () => articles.find((article) => `#${article.id}` === location.hash) ?? articles[0];
 
   function follow() {
     document.title = shown().dataset.title + ending;

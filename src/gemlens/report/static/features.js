@@ -54,12 +54,14 @@
   function search() {
     const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const number = words.length === 1 && /^[0-9]+$/.test(words[0]) ? words[0] : null;
-    const matches = (index) => (number !== null && String(rows[index][ID]).startsWith(number))
-      || words.every((word) => texts[index].includes(word));
-    found = rows.map((_, index) => index).filter(matches).sort(orders[$("sort").value]);
-    // The feature of that very number comes first.
-    const exact = number === null ? -1 : found.findIndex((index) => String(rows[index][ID]) === number);
-    if (exact > 0) found.unshift(...found.splice(exact, 1));
+    // The feature of that very number comes first, then those whose numbers begin so, then those whose texts say it.
+    const rank = (index) => {
+      const id = String(rows[index][ID]);
+      return number === null ? 0 : id === number ? 0 : id.startsWith(number) ? 1 : 2;
+    };
+    const order = orders[$("sort").value];
+    const matches = (index) => (number !== null && rank(index) < 2) || words.every((word) => texts[index].includes(word));
+    found = rows.map((_, index) => index).filter(matches).sort((a, b) => rank(a) - rank(b) || order(a, b));
     shown = 0;
     $("rows").replaceChildren();
     more();
