@@ -65,4 +65,6 @@ def test_base_rates_of_find_are_the_evidences(world, capsys, label_home):
 
 def test_a_dictionary_without_evidence_is_one_line(world, capsys, label_home):
     other = "resid_post/layer_5_width_40_l0_small"
-    assert_refused(run(capsys, "labels", "auto", "--sae-release", world.release, "--sae-id", other), "evidence")
+    assert_refused(
+        run(capsys, "labels", "auto", "--sae-release", world.release, "--sae-id", other), "examples.safetensors"
+    )
