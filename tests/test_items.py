@@ -146,7 +146,10 @@ def test_rows_that_cannot_be_scored_are_left_out_and_listed(tmp_path):
         ({"text": "x"}, "it has text; known are goal, sol1, sol2"),
         ({}, "it has nothing"),
         ({"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}, "has 0 blanks"),
-        ({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "D"}, "none of the labels"),
+        (
+            {"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "D"},
+            "none of the labels",
+        ),
         ({"question": "?", "choices": ["a", "b"], "answerKey": "D"}, "no 'text' and 'label'"),
         ({"query": "?", "choices": "ab", "gold": 0}, "'choices' is no list"),
         ({"premise": "?", "question": "why", "choice1": "a", "choice2": "b", "label": 0}, "expected cause or effect"),
