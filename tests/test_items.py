@@ -109,9 +109,9 @@ def test_labels_beside_the_rows_are_found_and_others_named(tmp_path):
     (tmp_path / "valid-labels.lst").write_text("1\n0\n", encoding="utf-8")
     assert [item.gold for item in read_items(str(path)).items] == [1, 0]
     (tmp_path / "valid-labels.lst").write_text("1\n0\n1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="2 rows and .* 3 labels"):
+    with pytest.raises(InputError, match=r"2 rows and .* 3 labels"):
         read_items(str(path))
-    with pytest.raises(NotFoundError, match="nowhere.lst does not exist"):
+    with pytest.raises(NotFoundError, match=r"nowhere.lst does not exist"):
         read_items(str(path), labels="nowhere.lst")
 
 
@@ -255,7 +255,7 @@ def test_texts_are_paired_at_random_or_line_by_line(tmp_path):
     assert len(found.items) == 2
     assert all(item.choices[0] in ("one", "two", "three") and item.contexts == ("", "") for item in found.items)
     assert ["no partner" in each.reason for each in found.skipped] == [True]
-    with pytest.raises(InputError, match="3 texts and .* 2"):
+    with pytest.raises(InputError, match=r"3 texts and .* 2"):
         read_pairs(tmp_path / "a.txt", tmp_path / "b.jsonl", paired=True)
     (tmp_path / "b.txt").write_text("I\nII\nthree", encoding="utf-8")
     lines = read_pairs(tmp_path / "a.txt", tmp_path / "b.txt", paired=True)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gemlens.scope.save import save_multilayer, save_sae
     from gemlens.sites import Site, parse_site
     from gemlens.study.analyze import analyze, analyze_many
+    from gemlens.study.choices import choices
     from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "analyze",
     "analyze_many",
+    "choices",
     "fidelities",
     "fidelity",
     "fit",
@@ -109,6 +111,7 @@ _HOME = {
     "scope.save": ["save_multilayer", "save_sae"],
     "sites": ["Site", "parse_site"],
     "study.analyze": ["analyze", "analyze_many"],
+    "study.choices": ["choices"],
     "study.fidelity": ["fidelities", "fidelity"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
