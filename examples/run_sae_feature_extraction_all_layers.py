@@ -2,8 +2,8 @@
 
     python run_sae_feature_extraction_all_layers.py --num-samples 200 --top-k 50 --output-file results.json
 
-It needs ``pip install 'gemlens[datasets]'``, Gemma's licence accepted on the hub, and a token in HF_TOKEN. Whatever else
-``gemlens choices --help`` lists may be given too: ``--model-id starter --dataset builtin`` runs offline.
+It needs ``pip install 'gemlens[datasets]'``, Gemma's licence accepted on the hub, and a token in HF_TOKEN. Whatever
+else ``gemlens choices --help`` lists may be given too: ``--model-id starter --dataset builtin`` runs offline.
 """
 
 from __future__ import annotations

@@ -109,9 +109,9 @@ def test_labels_beside_the_rows_are_found_and_others_named(tmp_path):
     (tmp_path / "valid-labels.lst").write_text("1\n0\n", encoding="utf-8")
     assert [item.gold for item in read_items(str(path)).items] == [1, 0]
     (tmp_path / "valid-labels.lst").write_text("1\n0\n1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="2 rows and .* 3 labels"):
+    with pytest.raises(InputError, match=r"2 rows and .* 3 labels"):
         read_items(str(path))
-    with pytest.raises(NotFoundError, match="nowhere.lst does not exist"):
+    with pytest.raises(NotFoundError, match=r"nowhere.lst does not exist"):
         read_items(str(path), labels="nowhere.lst")
 
 
@@ -146,7 +146,10 @@ def test_rows_that_cannot_be_scored_are_left_out_and_listed(tmp_path):
         ({"text": "x"}, "it has text; known are goal, sol1, sol2"),
         ({}, "it has nothing"),
         ({"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}, "has 0 blanks"),
-        ({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "D"}, "none of the labels"),
+        (
+            {"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "D"},
+            "none of the labels",
+        ),
         ({"question": "?", "choices": ["a", "b"], "answerKey": "D"}, "no 'text' and 'label'"),
         ({"query": "?", "choices": "ab", "gold": 0}, "'choices' is no list"),
         ({"premise": "?", "question": "why", "choice1": "a", "choice2": "b", "label": 0}, "expected cause or effect"),
@@ -252,7 +255,7 @@ def test_texts_are_paired_at_random_or_line_by_line(tmp_path):
     assert len(found.items) == 2
     assert all(item.choices[0] in ("one", "two", "three") and item.contexts == ("", "") for item in found.items)
     assert ["no partner" in each.reason for each in found.skipped] == [True]
-    with pytest.raises(InputError, match="3 texts and .* 2"):
+    with pytest.raises(InputError, match=r"3 texts and .* 2"):
         read_pairs(tmp_path / "a.txt", tmp_path / "b.jsonl", paired=True)
     (tmp_path / "b.txt").write_text("I\nII\nthree", encoding="utf-8")
     lines = read_pairs(tmp_path / "a.txt", tmp_path / "b.txt", paired=True)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from gemlens.study.ablation import ablation
     from gemlens.study.analyze import analyze, analyze_many
     from gemlens.study.feature import feature_page, feature_pages
+    from gemlens.study.choices import choices
     from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.glance import evidence_of
     from gemlens.study.directions import steer_direction
@@ -97,6 +98,7 @@ __all__ = [
     "feature_to_html",
     "feature_to_json",
     "attribute",
+    "choices",
     "fidelities",
     "fidelity",
     "fit",
@@ -153,6 +155,7 @@ _HOME = {
     "study.ablation": ["ablation"],
     "study.analyze": ["analyze", "analyze_many"],
     "study.feature": ["feature_page", "feature_pages"],
+    "study.choices": ["choices"],
     "study.fidelity": ["fidelities", "fidelity"],
     "study.glance": ["evidence_of"],
     "study.directions": ["steer_direction"],

@@ -28,7 +28,9 @@ def to_json(found: Choices) -> str:
     """Return the list of items, as UTF-8 can hold it."""
     keys = layer_keys(found)
     tops = [strongest_of(found, index) for index in range(len(found.dictionaries))]
-    return _text([_item(found, index, keys, tops) for index in range(len(found.items))])
+    # A line an item: hundreds of features each, which nobody reads one a line.
+    rows = (_line(_item(found, index, keys, tops)) for index in range(len(found.items)))
+    return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
 def layer_keys(found: Choices) -> list[str]:
@@ -139,6 +141,10 @@ def _feature(found: Choices, dictionary: int, feature: int, activation: float, p
 def _number(value: float) -> float | None:
     """Seven digits hold a float32; JSON has no NaN and no infinity."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _line(value: Any) -> str:
+    return escape_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _text(value: Any) -> str:
