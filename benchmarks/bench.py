@@ -64,7 +64,7 @@ def run_case(row: str, case: Case, first_seed: int, repeat: int) -> dict[str, An
     """None where gemlens' own side cannot run."""
     sides = list(case.sides)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for repetition in range(repeat):
+    for repetition in range(min(repeat, case.repetitions or repeat)):
         for side in sides[:: -1 if repetition % 2 else 1]:
             if side not in runs:
                 continue

@@ -69,6 +69,8 @@ class Case:
     """By the side that ours is held against; by our own where it is held to seconds."""
     same: Callable[[int], dict[str, Any]] | None = None
     """Do the sides compute the same? Facts, ``holds`` among them. Runs once, apart from the timings."""
+    repetitions: int | None = None
+    """At most so many, of a case that takes minutes; its name should say so."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
