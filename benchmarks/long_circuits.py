@@ -30,7 +30,7 @@ def main() -> None:
     seconds, above = time.perf_counter() - start, peak.above()
     print(machine())
     print(
-        f"{len(graph.tokens)} tokens, {len(graph.features)} of {graph.n_active} features, {len(graph.targets)} targets: "
+        f"{len(graph.tokens)} tokens, {len(graph.features)} of {graph.n_active} features: "
         f"{seconds:.0f} s, {(above or 0) / 2**30:.2f} GiB, edges {graph.edges.nbytes / 2**30:.2f} GiB"
     )
 
