@@ -1,4 +1,4 @@
-"""The pages of attributions and lenses in a real browser: shading by a feature, no script needed, nothing sticks out."""
+"""Pages of attributions and lenses in a real browser: shading by a feature, no script needed, nothing sticks out."""
 
 from __future__ import annotations
 

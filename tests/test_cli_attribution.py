@@ -116,7 +116,7 @@ def test_features_through_the_lens(capsys, world):
     found = json.loads(Path("outputs/lens.json").read_text("utf-8"))
     assert [each["feature"] for each in found["features"]] == [4, 9]
     assert len(found["features"][0]["top"]) == 3 and found["agreement"] is None
-    assert "what its rows at resid_post.2 add to the logits" in ran.out
+    assert "what its rows at resid_post.2 add to the logits" in " ".join(ran.out.split())
 
 
 def test_agreement_with_what_lies_beside_the_dictionary(capsys, world):
@@ -129,7 +129,9 @@ def test_agreement_with_what_lies_beside_the_dictionary(capsys, world):
     top[4, 8:] = torch.tensor([0, 1])
     save_file({"top_tokens": top}, file)
     try:
-        assert "80 % of the top tokens that came with it" in lens(capsys, world, 4, "--sae-id", ID).out
+        assert "80 % of the top tokens that came with it" in " ".join(
+            lens(capsys, world, 4, "--sae-id", ID).out.split()
+        )
         file.write_bytes(b"no tensors")
         assert_refused(lens(capsys, world, 4, "--sae-id", ID), "examples.safetensors", "download it again")
     finally:
