@@ -71,7 +71,7 @@ def test_the_page_shades_by_sign_and_shows_sums_and_points():
     page = to_html(attribution())
     words = re.search(r'<p class="words".*?</p>', page, re.S)[0]
     assert 'class="token against-8" title="·sea #2: features −2.25' in words
-    assert re.search(r'class="token for-5" title="The #1', words)
+    assert re.search(r'class="token for-7" title="The #1', words)
     assert 'class="token unread special"' in words
     assert '<rect class="against" x="-100.0"' in page and '<rect class="for" x="0"' in page
     assert "https://www.neuronpedia.org/gemma-3-270m/2-gemmascope-2-res-16k/900" in page
