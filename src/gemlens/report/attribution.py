@@ -102,7 +102,7 @@ def _ends(attribution: Attribution, position: int, sign: int) -> str:
         pairs = zip(each.effect[here].tolist(), each.feature[here].tolist(), strict=True)
         found += [(effect * sign, f"{site}{feature} ({signed(effect)})") for effect, feature in pairs]
     strongest = sorted(found, key=lambda pair: -pair[0])[:3]
-    return "  ".join(name for size, name in strongest if size >= 5e-5)
+    return ", ".join(name for size, name in strongest if size >= 5e-5)
 
 
 def _verified(attribution: Attribution) -> str:

@@ -5,6 +5,7 @@ The template writes everything that can be read without a script, shades include
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from gemlens.records.attribution import Attribution, Strong
@@ -64,8 +65,11 @@ def to_html(attribution: Attribution) -> str:
 
 
 def level(value: float, top: float) -> int:
-    """-LEVELS to LEVELS: how a token is shaded."""
-    return round(LEVELS * value / top) if top else 0
+    """-LEVELS to LEVELS: how a token is shaded.
+
+    By the square root: one token often holds most of an effect, and the others have to be told apart as well.
+    """
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / top), value)) if top else 0
 
 
 def _cell(attribution: Attribution, index: int, total: float, top: float) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def render_features(lens: FeatureLens, console: Console) -> None:
     console.print(_text(heading(lens), console, "bold"))
     table = _table("feature", "for", "against")
     for each in lens.features:
-        ends = ("  ".join(f"{text} {logit}" for text, logit in token_list(end)) for end in (each.top, each.bottom))
+        ends = (", ".join(f"{text} {logit}" for text, logit in token_list(end)) for end in (each.top, each.bottom))
         table.add_row(str(each.feature), *(_text(end, console) for end in ends))
     console.print(table)
 
@@ -58,7 +58,7 @@ def render_residual(lens: ResidualLens, console: Console, *, position: int = -1)
     table = _table("layer", "likeliest next tokens", f"{likeliest}", "rank")
     for layer in range(lens.layers):
         pairs = zip(lens.token_ids[layer, position].tolist(), lens.probability[layer, position].tolist(), strict=True)
-        shown = "  ".join(f"{inline(lens.texts[token]) or '∅'} {percent(chance)}" for token, chance in pairs)
+        shown = ", ".join(f"{inline(lens.texts[token]) or '∅'} {percent(chance)}" for token, chance in pairs)
         rank = str(int(lens.rank[layer, position]) + 1)
         final = percent(float(lens.final[layer, position]))
         table.add_row(str(layer), *(_text(cell, console) for cell in (shown, final, rank)))

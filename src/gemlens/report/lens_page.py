@@ -35,7 +35,7 @@ def features_to_html(lens: FeatureLens) -> str:
         "lens",
         facts=facts_of(lens.model_id, lens.provenance, [lens.dictionary]),
         title=f"{lens.dictionary.site} · {lens.dictionary.id}",
-        lead=f"{heading(lens)}, above what they add to every token.",
+        lead=f"{heading(lens)}. Logits above what it adds to every token.",
         warnings=lens.warnings,
         features=[
             {

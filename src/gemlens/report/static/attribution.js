@@ -14,7 +14,8 @@
     const top = Math.max(...values.map(Math.abs), 0);
     tokens.forEach((token, index) => {
       [...token.classList].filter((each) => /^(for|against)-/.test(each)).forEach((each) => token.classList.remove(each));
-      const level = top ? Math.round((LEVELS * values[index]) / top) : 0;
+      // By the square root, as the page was written.
+      const level = top ? Math.round(LEVELS * Math.sign(values[index]) * Math.sqrt(Math.abs(values[index]) / top)) : 0;
       if (level && !token.classList.contains("unread")) token.classList.add(`${level > 0 ? "for" : "against"}-${Math.abs(level)}`);
     });
     document.querySelectorAll(".top").forEach((each) => { each.textContent = number(top); });
