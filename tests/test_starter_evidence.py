@@ -12,7 +12,7 @@ from gemlens.lm.gemma import activations
 from gemlens.scope.listing import listing
 from gemlens.scope.load import load_sae
 from gemlens.scope.starter import STARTER_DICTIONARY, starter_root
-from gemlens.study.directions import top_logits
+from gemlens.study.decoder_rows import top_logits
 from gemlens.study.firing import half_octaves
 
 pytest.importorskip("gemlens_starter", reason="the starter's data is not installed: pip install ./starter")

@@ -91,7 +91,7 @@ def feature(
     _check(ids, every, kinds, examples)
     release, (name,) = default_dictionary("", sae_release, [sae_id] if sae_id is not None else None)
     check_sources(model_id or STARTER_NAME, release, sae_category, [name])
-    if sae_id is None and local_folder(release):
+    if sae_id is None and release != STARTER_NAME and local_folder(release):
         name = ""  # the one that it holds
     console = notes()
     many = every or len(ids) > 1
@@ -134,9 +134,13 @@ def _vocabulary(console: Console, model_id: str | None) -> Vocabulary | None:
         return load_vocabulary(model_id)
 
 
-def _labels(evidence: Evidence, ids: Sequence[int]) -> dict[int, FeatureLabel]:  # noqa: ARG001 - no store of labels yet
+def _labels(evidence: Evidence, ids: Sequence[int]) -> dict[int, FeatureLabel]:
     """What the features are called."""
-    return {}
+    from gemlens.records.feature import FeatureLabel
+    from gemlens.scope.labels import labels_for
+
+    found = labels_for(evidence.info, ids).values()
+    return {label.feature: FeatureLabel(label.shown, label.source, label.confidence) for label in found}
 
 
 def _pages(
