@@ -22,11 +22,14 @@ def _setting(seed: int, tokens: int, count: int) -> tuple[Any, Any, list[Any]]:
 
     model = starter()
     texts = prompts(model, count, tokens, seed)
-    return (
-        model,
-        starter_dictionary(),
-        [(text, token_ids(model, text), 1000 + index) for index, text in enumerate(texts)],
-    )
+    given = [(text, token_ids(model, text), 1000 + index) for index, text in enumerate(texts)]
+    return model, starter_dictionary(), given
+
+
+def _ablations(seed: int, features: int) -> tuple[Any, Any, list[Any]]:
+    """The same with the number of features to remove: a few to warm up with, then all of one prompt."""
+    model, sae, given = _setting(seed, SHORT, 2)
+    return model, sae, [(*each, count) for each, count in zip(given, (4, features), strict=True)]
 
 
 # All features at one site
@@ -76,26 +79,26 @@ def _batched(seed: int, features: int) -> Work:
     from gemlens.study.targets import logit
     from gemlens.study.ways import exact_effects
 
-    model, sae, (warm, *timed) = _setting(seed, SHORT, 1 + INPUTS)
+    model, sae, (warm, *timed) = _ablations(seed, features)
 
     def run(given: Any) -> Any:
-        _, ids, token = given
+        _, ids, token, count = given
         clean = passes(model, ids[0], logit(token)(model, ids[0]), reads=[sae.reads], writes=[sae.writes])
         (source,) = decompose(sae, clean.values, torch.arange(ids.shape[1]) > 0).sources
-        return exact_effects(clean, source, source.features.values.argsort(descending=True)[:features])
+        return exact_effects(clean, source, source.features.values.argsort(descending=True)[:count])
 
     return Work(run, timed, warm, [model.module, sae])
 
 
 def _plain(seed: int, features: int) -> Work:
-    model, sae, (warm, *timed) = _setting(seed, SHORT, 1 + INPUTS)
-    return Work(partial(_plain_way, model, sae, features), timed, warm, [model.module, sae])
+    model, sae, (warm, *timed) = _ablations(seed, features)
+    return Work(partial(_plain_way, model, sae), timed, warm, [model.module, sae])
 
 
-def _plain_way(model: Any, sae: Any, features: int, given: Any) -> Any:
+def _plain_way(model: Any, sae: Any, given: Any) -> Any:
     import torch
 
-    _, ids, token = given
+    _, ids, token, count = given
     block = model.blocks[sae.writes.layer]
 
     def logit(delta: Any = None, position: int = 0) -> float:
@@ -115,7 +118,7 @@ def _plain_way(model: Any, sae: Any, features: int, given: Any) -> Any:
         clean = logit()
         rows = [
             (position, -value * sae.decoder.rows(torch.tensor([feature]))[0])
-            for position, feature, value in _nodes(model, sae, ids, features)
+            for position, feature, value in _nodes(model, sae, ids, count)
         ]
         return torch.tensor([clean - logit(row, position) for position, row in rows])
 
@@ -126,7 +129,7 @@ def _transformer_lens(seed: int, features: int) -> Work:
 
     from gemlens.lm.starter import starter_folder
 
-    model, sae, (warm, *timed) = _setting(seed, SHORT, 1 + INPUTS)
+    model, sae, (warm, *timed) = _ablations(seed, features)
     bridge = TransformerBridge.boot_transformers(str(starter_folder()), device="cpu")
     name = sae.writes.transformer_lens
 
@@ -136,10 +139,10 @@ def _transformer_lens(seed: int, features: int) -> Work:
 
     @torch.no_grad()
     def run(given: Any) -> Any:
-        _, ids, token = given
+        _, ids, token, count = given
         clean = float(bridge(ids)[0, -1, token])
         found = []
-        for position, feature, value in _nodes(model, sae, ids, features):
+        for position, feature, value in _nodes(model, sae, ids, count):
             row = -value * sae.decoder.rows(torch.tensor([feature]))[0]
             hooks = [(name, partial(add, position=position, row=row))]
             found.append(clean - float(bridge.run_with_hooks(ids, fwd_hooks=hooks)[0, -1, token]))
@@ -155,7 +158,7 @@ def _sae_lens(seed: int, features: int) -> Work:
     from gemlens.lm.starter import starter_folder
     from peers import sae_lens_of
 
-    model, sae, (warm, *timed) = _setting(seed, SHORT, 1 + INPUTS)
+    model, sae, (warm, *timed) = _ablations(seed, features)
     bridge = SAETransformerBridge.boot_transformers(str(starter_folder()), device="cpu")
     theirs = sae_lens_of(sae)
     theirs.cfg.metadata.hook_name = sae.writes.transformer_lens
@@ -168,10 +171,10 @@ def _sae_lens(seed: int, features: int) -> Work:
 
     @torch.no_grad()
     def run(given: Any) -> Any:
-        _, ids, token = given
+        _, ids, token, count = given
         clean = float(bridge(ids)[0, -1, token])
         found = []
-        for position, feature, _ in _nodes(model, sae, ids, features):
+        for position, feature, _ in _nodes(model, sae, ids, count):
             hooks = [(name, partial(remove, position=position, feature=feature))]
             scores = bridge.run_with_hooks_with_saes(ids, saes=[theirs], fwd_hooks=hooks)
             found.append(clean - float(scores[0, -1, token]))
