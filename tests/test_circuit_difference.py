@@ -50,7 +50,7 @@ def test_positions_are_aligned_as_texts_are():
     texts = list(circuit.tokens)
     later = retold(circuit, [texts[0], " Look:", *texts[1:]], [0, 2, 3, 4])
     both = difference(circuit, later)
-    assert both.tokens == tuple([texts[0], " Look:", *texts[1:]])
+    assert both.tokens == (texts[0], " Look:", *texts[1:])
     assert {node.extra["difference"] for node in both.nodes} == {"both"}
     other = retold(circuit, [texts[0], " a", *texts[2:]], [0, 1, 2, 3])
     both = difference(circuit, other)
