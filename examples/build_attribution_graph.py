@@ -9,13 +9,14 @@ import argparse
 from pathlib import Path
 
 import gemlens
-from gemlens.app.circuit_files import page_of
 from gemlens.files import write
 from gemlens.records.circuit import Circuit
 from gemlens.records.graph import Graph
+from gemlens.report.circuit_page import to_html
 from gemlens.report.circuit_table import node_name
 from gemlens.scope.sets import find_set, load_set
 from gemlens.study.circuit.evidence import evidence_of
+from gemlens.study.circuit.groups import suggest_groups
 from gemlens.study.circuit.paths import strongest_paths
 from gemlens.study.circuit.prune import prune
 from gemlens.study.circuit.trace import circuit
@@ -27,7 +28,11 @@ def build_attribution_graph(prompt: str) -> tuple[Graph, Circuit, str]:
     transcoders = load_set(find_set("starter"))
     graph = circuit(model, transcoders, prompt)
     pruned = prune(graph, node_threshold=0.8, edge_threshold=0.98)
-    return graph, pruned, page_of(pruned, evidence_of(model, transcoders, pruned))
+    known = evidence_of(model, transcoders, pruned)
+    page = to_html(
+        pruned, evidence=known, groups=suggest_groups(pruned, known), paths=strongest_paths(pruned, 8, least=1)
+    )
+    return graph, pruned, page
 
 
 def main() -> None:

@@ -83,8 +83,13 @@ def painted(page, canvas="#graph-base") -> int:
     """Pixels that are not empty."""
     return page.eval_on_selector(
         canvas,
-        "c => {const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        " let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n;}",
+        """c => {
+            const copy = document.createElement('canvas');
+            [copy.width, copy.height] = [c.width, c.height];
+            const pen = copy.getContext('2d', {willReadFrequently: true});
+            pen.drawImage(c, 0, 0);
+            return pen.getImageData(0, 0, c.width, c.height).data.filter((value, k) => k % 4 === 3 && value > 0).length;
+        }""",
     )
 
 
@@ -121,7 +126,8 @@ def test_pointing_shows_links_and_clicking_keeps_them(visit, circuit):
     first = page.locator(".links .link").first
     assert first.locator(".name").text_content()
     node = circuit.nodes[int(first.get_attribute("data-node"))]
-    inputs = np.flatnonzero([circuit.nodes[t].id == "6_100_3" for t in circuit.targets])
+    target = f"6_{100 + int(chosen(page)[2:])}_3"  # "·t1" is token 101
+    inputs = np.flatnonzero([circuit.nodes[t].id == target for t in circuit.targets])
     strongest = circuit.sources[inputs[np.abs(circuit.weights[inputs]).argmax()]]
     assert node.id == circuit.nodes[strongest].id
 

@@ -107,6 +107,17 @@ def test_wrong_options_are_one_line(world, capsys, tmp_path, monkeypatch, more, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_strongest_features_are_ablated_on_request(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run(capsys, *arguments(world, "--verify", 3, "--paths", 0, "--targets", "id:20||id:21"))
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    head = next(k for k, line in enumerate(lines) if line.startswith("Ablated one at a time"))
+    assert "activation" in lines[head + 1]
+    assert all("/" in line and "#" in line for line in lines[head + 2 : head + 5])
+    assert "Correlation with the predicted changes" in lines[head + 5]
+
+
 def test_a_layer_may_be_missing_on_request_only(world, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = run(capsys, *arguments(world, "--transcoder-set", "width_48", "--allow-missing"))
@@ -182,3 +193,20 @@ def test_opening_a_file_needs_no_torch(tmp_path):
     )
     ran = spawn("circuit", "open", "good.json", code=code, cwd=tmp_path)
     assert ran.err.splitlines()[-1] == "False", ran.err
+
+
+def test_diff_prints_and_draws_what_changed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(circuit_to_json(prune(random_graph(), node_threshold=1)), "a.json")
+    write(circuit_to_json(prune(random_graph(), node_threshold=0.6)), "b.json")
+    ran = run(capsys, "circuit", "diff", "a.json", "b.json", "--top", 3)
+    assert ran.code == 0, ran.err
+    assert "Gained  0 nodes" in ran.out
+    lost = len(read_circuit(Path("a.json")).nodes) - len(read_circuit(Path("b.json")).nodes)
+    assert f"Lost  {lost} nodes" in ran.out
+    assert len(list(Path("outputs").glob("*-vs-*.html"))) == 1
+    ran = run(capsys, "circuit", "diff", "a.json", "b.json", "--out", "both.json")
+    assert ran.code == 0, ran.err
+    assert "difference" in read_circuit(Path("both.json")).metadata
+    assert_refused(run(capsys, "circuit", "diff", "a.json", "c.json"), "no file c.json")
+    assert_refused(run(capsys, "circuit", "diff", "a.json", "b.json", "--top", -1), "--top -1")

@@ -175,6 +175,8 @@ def _trace(
             },
         )
         _show(console, graph, model, dictionaries, kinds, out_dir, node_threshold, edge_threshold, paths)
+        if verify:
+            _verify(console, graph, model, dictionaries, verify, wanted)
 
 
 def _refuse_options(context: typer.Context) -> None:
@@ -289,3 +291,15 @@ def _write(kind: Export, graph: Graph, found: Circuit, model: Model, dictionarie
 
         write(page_of(found, evidence_of(model, dictionaries, found)), path)
     return path
+
+
+def _verify(
+    console: Console, graph: Graph, model: Model, dictionaries: Transcoders, count: int, wanted: Sequence[Wanted]
+) -> None:
+    from gemlens.report.circuit_table import render_verification
+    from gemlens.study.circuit.intervene import verify
+
+    with busy(console, f"Ablating {count} features"):
+        found = verify(model, dictionaries, graph, count, targets=[each.made() for each in wanted] or None)
+    with results() as table:
+        render_verification(found, table)

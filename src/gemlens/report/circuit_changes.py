@@ -35,7 +35,9 @@ def sides(circuit: Circuit) -> tuple[str, str] | None:
 
 def changes_of(circuit: Circuit) -> Changes:
     """Gained, lost and changed nodes of a difference."""
-    gained, lost, changed = [], [], []
+    gained: list[tuple[float, int, str]] = []
+    lost: list[tuple[float, int, str]] = []
+    changed: list[tuple[float, int, str]] = []
     for index, node in enumerate(circuit.nodes):
         what = node.extra.get("difference")
         if what == "both":

@@ -181,8 +181,7 @@ def _lead(circuit: Circuit) -> str:
 
 
 def _figures(circuit: Circuit) -> list[tuple[str, str]]:
-    said = circuit.metadata.get("gemlens")
-    own: Mapping[str, Any] = said if isinstance(said, dict) else {}
+    own = _object(circuit.metadata.get("gemlens"))
     found = []
     for name in ("replacement", "completeness"):
         value = own.get(f"{name}_score")
@@ -193,13 +192,8 @@ def _figures(circuit: Circuit) -> list[tuple[str, str]]:
 
 def _facts(circuit: Circuit) -> list[tuple[str, str]]:
     said = circuit.metadata
-    own, info = (said.get(name) if isinstance(said.get(name), dict) else {} for name in ("gemlens", "info"))
-    assert isinstance(own, dict)
-    assert isinstance(info, dict)
-    made = info.get("generator") if isinstance(info.get("generator"), dict) else {}
-    assert isinstance(made, dict)
-    thresholds = said.get("pruning_settings") if isinstance(said.get("pruning_settings"), dict) else {}
-    assert isinstance(thresholds, dict)
+    own, info, thresholds = (_object(said.get(name)) for name in ("gemlens", "info", "pruning_settings"))
+    made = _object(info.get("generator"))
     facts = [
         ("Model", own.get("model_id") or said.get("scan")),
         ("Transcoders", info.get("transcoder_set")),
@@ -209,6 +203,11 @@ def _facts(circuit: Circuit) -> list[tuple[str, str]]:
         ("Made by", info.get("creator_name")),
     ]
     return [(name, one_line(str(value))) for name, value in facts if value]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """``value`` where it is one: files of other people hold what they like."""
+    return value if isinstance(value, dict) else {}
 
 
 def _finite(value: float) -> float | None:

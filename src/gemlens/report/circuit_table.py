@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gemlens.records.circuit import Circuit, CircuitNode, CircuitPath, NodeEvidence, shown_label
+from gemlens.records.intervention import Verification
 from gemlens.report.circuit_changes import changes_of, sides
 from gemlens.report.table import plain
 from gemlens.report.visible import inline, number
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["node_name", "render", "render_changes"]
+__all__ = ["node_name", "render", "render_changes", "render_verification"]
 
 _WIDEST = 24
 
@@ -75,6 +76,29 @@ def render_changes(circuit: Circuit, console: Console, *, top: int) -> None:
                     f"  {plain(node_name(circuit, circuit.nodes[index]), console)}  ", (plain(said, console), "dim")
                 )
             )
+
+
+def render_verification(found: Verification, console: Console) -> None:
+    """Print what ablating each of the strongest features changes the first target by: predicted, and what happens."""
+    from rich.table import Table
+    from rich.text import Text
+
+    target = plain(inline(found.targets[0].label), console)
+    console.print()
+    console.print(Text.assemble(("Ablated one at a time: change of ", "bold"), (target, "bold")))
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("feature")
+    for name in ("activation", "predicted", "patterns frozen", "free"):
+        table.add_column(name, justify="right")
+    for node in found.nodes:
+        changes = (node.predicted[0], node.constrained[0], node.free[0])
+        name = f"{node.layer}/{node.feature} #{node.position}"
+        table.add_row(name, number(node.activation), *(f"{change:+.3f}" for change in changes))
+    console.print(table)
+    console.print(
+        f"Correlation with the predicted changes: {found.constrained_correlation:.3f} with patterns frozen, "
+        f"{found.free_correlation:.3f} free"
+    )
 
 
 def _counts(circuit: Circuit) -> str:

@@ -188,7 +188,7 @@ def _json(value: Any) -> str:
 def _plain(node: CircuitNode) -> CircuitNode:
     """JSON has no NaN and no infinity; null keeps the file readable and the fault visible."""
     finite = {name: getattr(node, name) for name in ("activation", "influence", "probability")}
-    bad = {name: None for name, value in finite.items() if value is not None and not np.isfinite(value)}
+    bad: dict[str, Any] = {name: None for name, value in finite.items() if value is not None and not np.isfinite(value)}
     return dataclasses.replace(node, **bad) if bad else node
 
 

@@ -136,7 +136,7 @@ def _graph(said: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Graph:
         made[field] = tuple(map(str, said[field]))
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"field {field!r} is missing, or not what gemlens writes there") from error
-    return Graph(**made, **arrays)
+    return Graph(**made | arrays)
 
 
 def _check_shapes(graph: Graph) -> None:

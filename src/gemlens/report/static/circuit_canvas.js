@@ -158,7 +158,7 @@ const CircuitCanvas = (() => {
       if (active !== null && shown.node[active]) {
         pen.globalAlpha = 0.72;
         pen.fillStyle = colours.sheet;
-        pen.fillRect(0, layout.EDGE.top - 8, layout.width, layout.rowY(0) - layout.EDGE.top + 20);
+        pen.fillRect(0, layout.EDGE.top - 8, layout.width, layout.rowY(0) - layout.EDGE.top + 15);
         pen.globalAlpha = 1;
         const near = links(pen, active);
         for (const [i, signed] of near) node(pen, i, signed >= 0 ? colours.plus : colours.minus, 1);

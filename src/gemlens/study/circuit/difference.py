@@ -71,8 +71,8 @@ def _aligned(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[list[str], tuple[l
     for what, a1, a2, b1, b2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if what == "equal" or (what == "replace" and a2 - a1 == b2 - b1):
             for one, other in zip(a[a1:a2], b[b1:b2], strict=True):
-                for side in places:
-                    side.append(len(texts))
+                for own in places:
+                    own.append(len(texts))
                 texts.append(one if one == other else f"{one} |{other}")
             continue
         for side, part in ((0, a[a1:a2]), (1, b[b1:b2])):

@@ -13,9 +13,9 @@ Ameisen et al. 2025, "Circuit Tracing" (transformer-circuits.pub/2025/attributio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,21 @@ from gemlens.errors import InputError
 from gemlens.records.circuit import Circuit
 from gemlens.records.graph import Graph, GraphTarget
 
-__all__ = ["ERROR", "FEATURE", "OTHER", "TARGET", "TOKEN", "Flow", "Links", "Scores", "flow_of", "influence", "scores"]
+__all__ = [
+    "ERROR",
+    "FEATURE",
+    "OTHER",
+    "TARGET",
+    "TOKEN",
+    "Flow",
+    "Links",
+    "Scores",
+    "flow_of",
+    "influence",
+    "joined",
+    "scores",
+    "shares",
+]
 
 FEATURE, ERROR, TOKEN, TARGET, OTHER = range(5)
 """Kinds of nodes in ``Flow.kinds``."""
@@ -40,8 +54,9 @@ class Links(NamedTuple):
     sources: NDArray[np.int64]
     weights: NDArray[np.float64]
 
-    def where(self, mask: NDArray[np.bool_]) -> Links:
-        return Links(self.targets[mask], self.sources[mask], self.weights[mask])
+    def where(self, which: NDArray[Any]) -> Links:
+        """Those of a mask, or of indices in their order."""
+        return Links(self.targets[which], self.sources[which], self.weights[which])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,17 @@ def scores(flow: Flow, found: NDArray[np.float64] | None = None) -> Scores:
     return Scores(float(of_tokens / both) if both else 1.0, 1 - unexplained / float(whole) if whole else 1.0)
 
 
+def joined(parts: Sequence[Links]) -> Links:
+    """All of them as one."""
+    if not parts:
+        return Links(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    return Links(
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.sources for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+    )
+
+
 def shares(links: Links) -> NDArray[np.float64]:
     """[links], each link's size of all that enters its target."""
     if not len(links.targets):
@@ -159,7 +185,7 @@ def _of_circuit(circuit: Circuit) -> Flow:
 
     def chunks() -> Iterator[Links]:
         for start, stop in zip(bounds, [*bounds[1:], len(order)], strict=True):
-            yield Links(*(column[start:stop] for column in links))
+            yield links.where(np.arange(start, stop))
 
     return Flow(kinds, weights, chunks)
 

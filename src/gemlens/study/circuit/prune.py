@@ -35,6 +35,7 @@ from gemlens.study.circuit.influence import (
     Scores,
     flow_of,
     influence,
+    joined,
     scores,
     shares,
 )
@@ -117,10 +118,9 @@ def prune_flow(
 
     least = _cutoff(lambda: (each for _, each in link_scores()), edge_threshold)
     parts = [links.where((each > 0) & (each >= least)) for links, each in link_scores()]
-    links = Links(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    links = _connected(flow.kinds, kept, links)
-    order = np.lexsort((links.sources, links.targets))
-    return Pruned(kept, Links(*(column[order] for column in links)), _cumulative(found), scores(flow, found))
+    links = _connected(flow.kinds, kept, joined(parts))
+    links = links.where(np.lexsort((links.sources, links.targets)))
+    return Pruned(kept, links, _cumulative(found), scores(flow, found))
 
 
 def _with_influence(circuit: Circuit, cumulative: NDArray[np.float64], settings: Mapping[str, Any]) -> Circuit:
