@@ -35,6 +35,8 @@ PROMISED = {
     "--export": None,
     "--out-dir": Path("outputs"),
     "--seed": 0,
+    "--exclude-features": None,
+    "--splice": False,
 }
 
 

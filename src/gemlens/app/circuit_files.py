@@ -174,7 +174,8 @@ def upload(
         str | None, typer.Option(help="What it is called there.  [default: the file's own]", metavar="NAME")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="What its model is called there.  [default: the file's 'scan']", metavar="MODEL")
+        str | None,
+        typer.Option("--model", help="What its model is called there.  [default: the file's 'scan']", metavar="MODEL"),
     ] = None,
 ) -> None:
     """Upload a graph file to Neuronpedia. The key of your account is read from NEURONPEDIA_API_KEY."""
