@@ -182,7 +182,7 @@ def _answer(url: str, headers: dict[str, str]) -> Iterator[Any]:
     from huggingface_hub.utils import get_session
 
     session: Any = get_session()
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):  # of requests, it is a setting
         with session.stream("GET", url, headers=headers, timeout=_PATIENCE) as response:
             yield _checked(response)
         return
