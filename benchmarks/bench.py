@@ -2,7 +2,7 @@
 
 Every repetition is a fresh process with a new seed, and new inputs by it; it warms up on others. The sides of a case
 take turns, and who is first alternates. This process only waits. Results go to benchmarks/results/ROW.json and from
-there to docs/performance.md; with fewer repetitions than 5 they are printed only.
+there to docs/performance.md; with fewer repetitions than 3 they are printed only.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from timing import Case, summarise
 
 HERE = Path(__file__).parent
 REPETITIONS = 5
+ENOUGH = 3
+"""For results to be kept: a median that one odd run does not move."""
 
 
 def main() -> None:
     there = sorted(path.stem for path in (HERE / "rows").glob("[!_]*.py"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(there)}; all of them if none is named")
-    parser.add_argument("--repeat", type=int, default=REPETITIONS, help="fewer than 5, to try a row, write nothing")
+    parser.add_argument("--repeat", type=int, default=REPETITIONS, help="fewer than 3, to try a row, write nothing")
     options = parser.parse_args()
     if unknown := sorted(set(options.rows) - set(there)):
         parser.error(f"no row is called {unknown[0]}; there are {', '.join(there)}")
@@ -39,7 +41,7 @@ def main() -> None:
         different += [
             f"{row}: {each['case']}" for each in record["cases"] if not each.get("same", {}).get("holds", True)
         ]
-        if options.repeat >= REPETITIONS and record["cases"]:
+        if options.repeat >= ENOUGH and record["cases"]:
             page.write_whole(page.RESULTS / f"{row}.json", json.dumps(record, indent=1) + "\n")
     page.update()
     if different:
