@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gemlens.app.circuit_files import diff, open_, upload
-from gemlens.app.circuit_targets import Wanted, parse_targets
+from gemlens.app.circuit_targets import Wanted, check_options, parse_targets
 from gemlens.app.console import busy, notes, results, tell
 from gemlens.app.load import load_model_only
 from gemlens.app.measuring import progress
@@ -134,7 +134,7 @@ def _trace(
         _refuse_options(context)
         return
     wanted = parse_targets(targets or [])
-    _check(
+    check_options(
         prompt,
         mass,
         node_threshold,
@@ -187,34 +187,6 @@ def _refuse_options(context: typer.Context) -> None:
         raise InputError(
             f"{option} goes with tracing a prompt; with {context.invoked_subcommand}, give options after its name"
         )
-
-
-def _check(
-    prompt: str | None,
-    mass: float,
-    node_threshold: float,
-    edge_threshold: float,
-    memory: float,
-    paths: int,
-    verify: int,
-    *,
-    was_mass: bool,
-) -> None:
-    """What can be said against the options before anything is loaded."""
-    from gemlens.study.circuit.prune import check_thresholds
-
-    if prompt is None:
-        raise InputError("no prompt was given; name one with --prompt, or a graph file with gemlens circuit open FILE")
-    if not 0 < mass <= 1:
-        raise InputError(f"--mass {mass:g}: take a probability above 0 and up to 1")
-    if was_mass:
-        raise InputError("--mass and --targets exclude each other; --mass chooses targets where none are given")
-    check_thresholds(node_threshold, edge_threshold)
-    if not 0.1 <= memory < 1e6:
-        raise InputError(f"--memory {memory:g}: take 0.1 GB or more")
-    for option, value in (("--paths", paths), ("--verify", verify)):
-        if value < 0:
-            raise InputError(f"{option} {value}: 0 is none, more is more")
 
 
 def _load(console: Console, model_id: str, chosen: TranscoderSet, device: str, dtype: str) -> tuple[Model, Transcoders]:

@@ -18,7 +18,7 @@ from gemlens.errors import InputError
 if TYPE_CHECKING:
     from gemlens.study.circuit.targets import Targets
 
-__all__ = ["Wanted", "parse_targets"]
+__all__ = ["Wanted", "check_options", "parse_targets"]
 
 _FEATURE = re.compile(r"feature:([0-9]{1,4})\.([0-9]{1,9})(?:@(-?[0-9]{1,6}))?")
 
@@ -64,3 +64,31 @@ def _parse(text: str) -> Wanted:
 def _token(text: str) -> str | int:
     match = re.fullmatch(r"id:([0-9]{1,9})", text)
     return int(match[1]) if match else text
+
+
+def check_options(
+    prompt: str | None,
+    mass: float,
+    node_threshold: float,
+    edge_threshold: float,
+    memory: float,
+    paths: int,
+    verify: int,
+    *,
+    was_mass: bool,
+) -> None:
+    """What can be said against the options of tracing before anything is loaded; raises InputError."""
+    from gemlens.study.circuit.prune import check_thresholds
+
+    if prompt is None:
+        raise InputError("no prompt was given; name one with --prompt, or a graph file with gemlens circuit open FILE")
+    if not 0 < mass <= 1:
+        raise InputError(f"--mass {mass:g}: take a probability above 0 and up to 1")
+    if was_mass:
+        raise InputError("--mass and --targets exclude each other; --mass chooses targets where none are given")
+    check_thresholds(node_threshold, edge_threshold)
+    if not 0.1 <= memory < 1e6:
+        raise InputError(f"--memory {memory:g}: take 0.1 GB or more")
+    for option, value in (("--paths", paths), ("--verify", verify)):
+        if value < 0:
+            raise InputError(f"{option} {value}: 0 is none, more is more")

@@ -85,7 +85,7 @@ class Graph:
     warnings: tuple[str, ...] = ()
 
     def subgraph(self, pins: Iterable[str]) -> Circuit:
-        """The nodes of these ids, such as ``12_345_6``, and the links among them, as a circuit; raises NotFoundError."""
+        """The nodes of these ids, such as ``12_345_6``, and the links among them; raises NotFoundError."""
         from gemlens.records.graph_circuit import subgraph_of
 
         return subgraph_of(self, pins)
