@@ -16,16 +16,11 @@ FEATURES, TOKENS = 50, 10
 NAME = "resid_post/layer_15_width_4k_l0_medium"
 
 
-def promoted(model, rows):
-    """What rows add to the logits, centred over the vocabulary: its largest value, and the ten tokens, of each."""
-    weight, head = model.backbone.norm.weight, model.module.lm_head.weight
-    largest, ids = [], []
-    for part in (rows * (1 + weight)).split(256):
-        scores = part.bfloat16() @ head.bfloat16().T
-        top = scores.topk(TOKENS, dim=1)
-        largest.append(top.values[:, 0].float() - scores.mean(dim=1, dtype=torch.float32))
-        ids.append(top.indices)
-    return torch.cat(largest), torch.cat(ids)
+def added(model, rows):
+    """What rows add to the logits, a part of them at a time; in bfloat16, which is enough to find the largest."""
+    head = model.module.lm_head.weight.bfloat16().T
+    for part in (rows * (1 + model.backbone.norm.weight)).bfloat16().split(256):
+        yield part @ head
 
 
 def test_more_of_a_feature_brings_more_of_the_tokens_that_it_promotes(starter):
@@ -34,18 +29,24 @@ def test_more_of_a_feature_brings_more_of_the_tokens_that_it_promotes(starter):
     sae = load_sae("starter", NAME)
     everything = list(range(sae.width))
     most = maxima(sae.info, everything)
-    effects, tokens = promoted(starter, sae.decoder.rows(torch.tensor(everything)) * most[:, None])
+    rows = sae.decoder.rows(torch.tensor(everything)) * most[:, None]
+    # Centred over the vocabulary: what is added to all logits alike changes nothing.
+    mean = starter.module.lm_head.weight.mean(dim=0)
+    centre = (rows * (1 + starter.backbone.norm.weight)) @ mean
+    effects = torch.cat([part.amax(dim=1) for part in added(starter, rows)]).float() - centre
     strongest = effects.topk(FEATURES).indices.tolist()
+    [tokens] = (part.topk(TOKENS, dim=1).indices for part in added(starter, rows[strongest]))
     last = Site(starter.n_layers - 1, "resid_post")
-    rising = 0
-    for feature in strongest:
-        seen = torch.zeros(3)
-        for prompt in PROMPTS:
-            ids = encode_prompt(starter, prompt_text(starter, prompt)).expand(3, -1)
-            with steer(starter, sae, feature, torch.tensor([[0.0], [0.5], [1.0]]), relative_to="max"):
-                end = activations(starter, ids, [last])[last][:, -1]
-            seen += logits(starter, end).log_softmax(-1)[:, tokens[feature]].mean(dim=1)
-        rising += bool(seen[0] < seen[1] < seen[2])
+    # A row of a batch for each feature and strength.
+    strengths = torch.cat([by * torch.eye(FEATURES) for by in (0.0, 0.5, 1.0)])
+    seen = torch.zeros(3, FEATURES)
+    for prompt in PROMPTS:
+        ids = encode_prompt(starter, prompt_text(starter, prompt)).expand(len(strengths), -1)
+        with steer(starter, sae, strongest, strengths, relative_to="max"):
+            ends = activations(starter, ids, [last])[last][:, -1]
+        found = logits(starter, ends).log_softmax(-1).unflatten(0, (3, FEATURES))
+        seen += found.gather(-1, tokens.expand(3, -1, -1)).mean(dim=-1)
+    rising = int(((seen[0] < seen[1]) & (seen[1] < seen[2])).sum())
     assert rising >= 0.8 * FEATURES, rising
 
 
