@@ -27,7 +27,11 @@ class Carried:
     place: int
     """Positions from here on, counted from the first that is read."""
     state: Tensor
-    """[sources, positions, d_model]: the embedding, the errors by layer, then the features in order."""
+    """[sources, positions, d_model]: the embedding, then by layer an error and features."""
+    errors: Tensor
+    """int64 [m], rows of ``state``."""
+    features: Tensor
+    """int64, rows of ``state``, in the order of ``columns``."""
     columns: slice
     """Of the features, by position and layer."""
 
@@ -38,27 +42,24 @@ def carried(run: CleanRun, nodes: Nodes, position: int, written: Sequence[Tensor
     Args:
         written: by layer [features of it and of the layers before, d_model], what they write there.
     """
-    like, layers = run.embedding, len(written)
-    width, total = run.n - position, 1 + layers + len(written[-1])
-    state = like.new_zeros(total, width, like.shape[1])
+    counts = [len(rows) for rows in written]
+    # Rows in the order in which they join, so that those that have joined are one piece.
+    layers, order = len(written), torch.arange(1 + len(written) + counts[-1])
+    errors = torch.tensor([1 + layer + before for layer, before in enumerate([0, *counts[:-1]])])
+    features = order[1:][~torch.isin(order[1:], errors)]
+    state = run.embedding.new_zeros(len(order), run.n - position, run.embedding.shape[1])
     state[0, 0] = run.embedding[position]
-    # Rows of ``state`` that have joined: the embedding, an error a layer, and features; by their first layer.
-    fresh = torch.tensor([0])
-    old = torch.empty(0, dtype=torch.int64)
+    passed, joined = 0, 1
     for layer in range(layers):
         attention = run.layers[layer].attention
-        if len(old):
-            some = state[old]
-            _attend(attention, some, position)
-            state[old] = some
-        state[fresh] = _spread(attention, state[fresh, 0], position, width)
-        old = torch.cat([old, fresh])
-        _skip(run, nodes, layer, state, old, position)
-        state[1 + layer, 0] = nodes.errors[layer, position]
-        before, now = len(written[layer - 1]) if layer else 0, len(written[layer])
-        state[1 + layers : 1 + layers + now, 0] += written[layer]
-        fresh = torch.cat([torch.tensor([1 + layer]), torch.arange(before, now) + 1 + layers])
-    return Carried(position - nodes.first, state, columns)
+        if passed:
+            _attend(attention, state[:passed], position)
+        _spread(attention, state[passed:joined], position)
+        _skip(run, nodes, layer, state[:joined], position)
+        state[errors[layer], 0] = nodes.errors[layer, position]
+        state[features[: counts[layer]], 0] += written[layer]
+        passed, joined = joined, 2 + layer + counts[layer]
+    return Carried(position - nodes.first, state, errors, features, columns)
 
 
 def carried_prefix(run: CleanRun, nodes: Nodes, layers: int) -> Tensor:
@@ -68,10 +69,9 @@ def carried_prefix(run: CleanRun, nodes: Nodes, layers: int) -> Tensor:
     state = run.embedding.new_zeros(1 + (layers + 1) * first, *run.embedding.shape)
     at = torch.arange(first)
     state[1 + at, at] = run.embedding[:first]
-    everything = torch.arange(len(state))
     for layer in range(layers):
         state += run.layers[layer].attention.forward(state)
-        _skip(run, nodes, layer, state, everything, 0)
+        _skip(run, nodes, layer, state, 0)
         state[0] += nodes.constants[layer]
         state[1 + (layer + 1) * first + at, at] = nodes.errors[layer, :first]
     return state[:, first:]
@@ -121,23 +121,22 @@ def _attend(attention: Attention, state: Tensor, position: int) -> None:
         flat.addmm_(heads.view(rows * width, -1), out.T)
 
 
-def _spread(attention: Attention, vectors: Tensor, position: int, width: int) -> Tensor:
-    """[sources, width, d_model] of what is at ``position`` alone, [sources, d_model]."""
-    groups, _, _, each = attention.mix.shape
-    values = (vectors @ attention.value.T).view(len(vectors), groups, attention.head_dim)
-    outs = attention.out.view(-1, groups, each, attention.head_dim)
-    heads = torch.einsum("sgh,dgrh->sgrd", values, outs).flatten(1, 2)
+def _spread(attention: Attention, state: Tensor, position: int) -> None:
+    """The same of what is at ``position`` alone: one vector a source goes through the heads, whatever they see."""
+    vectors = state[:, 0].clone()
+    each = attention.mix.shape[3]
+    values = vectors @ attention.value.T
+    heads = [
+        values[:, head // each * attention.head_dim : (head // each + 1) * attention.head_dim] @ out.T
+        for head, out in enumerate(attention.out.split(attention.head_dim, dim=1))
+    ]
     # [queries, heads]
-    mix = attention.mix[:, position, position : position + width].transpose(0, 1).flatten(1)
-    spread = torch.matmul(mix, heads)
-    spread[:, 0] += vectors
-    return spread
+    mix = attention.mix[:, position, position : position + state.shape[1]].transpose(0, 1).flatten(1)
+    torch.matmul(mix, torch.stack(heads, dim=1), out=state)
+    state[:, 0] += vectors
 
 
-def _skip(run: CleanRun, nodes: Nodes, layer: int, state: Tensor, rows: Tensor, position: int) -> None:
+def _skip(run: CleanRun, nodes: Nodes, layer: int, state: Tensor, position: int) -> None:
     part = nodes.parts.get(layer)
-    if part is None or part.skip is None:
-        return
-    scale = (run.layers[layer].mlp_scale * nodes.read)[position:, None]
-    some = state[rows]
-    state[rows] = some + (some @ part.skip.T) * scale
+    if part is not None and part.skip is not None:
+        state.addcmul_(state @ part.skip.T, (run.layers[layer].mlp_scale * nodes.read)[position:, None])

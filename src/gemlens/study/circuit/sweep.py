@@ -115,8 +115,8 @@ class Meeting:
             behind = state[:, each.place :].flatten(1)
             found = behind @ each.state[:, : width - each.place].flatten(1).T
             effects.tokens[:, first + each.place] += found[:, 0]
-            effects.errors[:, :layer, first + each.place] += found[:, 1 : 1 + layer]
-            effects.features[:, each.columns] += found[:, 1 + layer :]
+            effects.errors[:, :layer, first + each.place] += found[:, each.errors]
+            effects.features[:, each.columns] += found[:, each.features]
         found = flat @ self._prefix[:, :width].flatten(1).T
         effects.constants.add_(found[:, 0])
         effects.tokens[:, :first] += found[:, 1 : 1 + first]
