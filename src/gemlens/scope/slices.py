@@ -32,7 +32,7 @@ _FIRST = 1 << 14
 """Bytes read at once in the hope that the header is in them."""
 _MOST = 1 << 22
 """A longer header is not one of a file with a dozen tensors."""
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -87,6 +87,9 @@ class SliceFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._table[name][0]
+
+    def is_float(self, name: str) -> bool:
+        return self._table[name][1] in ("F64", "F32", "F16", "BF16")
 
     def require(self, names: Sequence[str]) -> None:
         """Raise WeightsError, naming what is missing and what is there."""
