@@ -55,7 +55,7 @@ def test_it_is_of_this_dictionary_and_says_so(path):
     fired = found["feature_frequencies"] > 0
     assert ((found["seq_ids"] >= 0).sum(1)[fired] > 0).all() and (found["seq_ids"][~fired] == -1).all()
     assert (found["activations"].float().diff(dim=1) <= 0).all()
-    assert found["seq_ids"].max() < len(tokens()) and found["positions"].max() < tokens().shape[1]
+    assert int(found["seq_ids"].max()) < len(tokens()) and int(found["positions"].max()) < tokens().shape[1]
     assert (found["positions"][found["seq_ids"] >= 0] > 0).all()  # never BOS
     counts = found["position_profile"].long().sum(1)
     assert torch.equal(counts, found["histogram"].long().sum(1))

@@ -125,8 +125,9 @@ def features(
     ids = list(dict.fromkeys(sae_id or [])) or _all_of(console, sae_release, sae_category)
     with prepared("--out", out, []):
         category = sae_category or "resid_post"
-        where = {"device": device.value, "dtype": dtype.value}
-        dictionaries, model, warnings = load(console, model_id, sae_release, category, ids, **where)
+        dictionaries, model, warnings = load(
+            console, model_id, sae_release, category, ids, device=device.value, dtype=dtype.value
+        )
         for warning in warnings:
             tell(console, f"warning: {warning}")
         passes = None

@@ -155,7 +155,7 @@ class _Job:
         check_same(self.folder / COLLECTING, saved.about, asked)
         for path, counted in zip(self.paths, self.counted, strict=True):
             counted.load(saved.parts[path])
-        self.rows, self.is_read = int(saved.parts[_RUN]["rows"]), bool(saved.parts[_RUN]["is_read"])  # type: ignore[arg-type]
+        self.rows, self.is_read = int(saved.parts[_RUN]["rows"]), bool(saved.parts[_RUN]["is_read"])
         return False
 
     def count(self, passes: Passes, rows_asked: int | None, report: Callable[[int, int | None], None]) -> None:
@@ -187,8 +187,8 @@ class _Job:
         places = (row[:, None] * self.length + position).flatten()
         thirds = ((position - 1) * 3 // (self.length - 1)).repeat(rows)
         for counted, features in zip(self.counted, found, strict=True):
-            here = (tensor.to(device) for tensor in (features.indptr, features.ids, features.values.float()))
-            counted.add(Features(*here, features.width), places, thirds)
+            indptr, ids = features.indptr.to(device), features.ids.to(device)
+            counted.add(Features(indptr, ids, features.values.to(device).float(), features.width), places, thirds)
         self.rows += rows
 
     def write(self, rows_asked: int | None, report: Callable[[str, int, int], None]) -> None:

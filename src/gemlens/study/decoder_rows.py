@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +67,9 @@ def directions(
     largest = unit.abs().topk(min(entries, unit.shape[1]), dim=1).indices
     found |= {"basis": largest, "basis_weight": unit.gather(1, largest)}
     if sae.writes.layer < model.n_layers and unit.shape[1] == model.config.hidden_size:
-        outputs = model.blocks[sae.writes.layer].mlp.down_proj.weight  # type: ignore[union-attr]
-        ids, cosines = nearest_rows(unit, F.normalize(outputs.float().T, dim=1), entries, signed=False)  # type: ignore[operator]
+        mlp: Any = model.blocks[sae.writes.layer].mlp
+        outputs = F.normalize(mlp.down_proj.weight.float().T, dim=1)
+        ids, cosines = nearest_rows(unit, outputs, entries, signed=False)
         found |= {"neurons": ids, "neuron_cosine": cosines}
     ids, cosines = _neighbours(unit, near)
     found |= {"neighbours": ids, "neighbour_cosine": cosines}

@@ -66,10 +66,14 @@ class Counted:
         if not self.quantiles:
             return values, places
         found = [
-            _with_spread(*parts, self.quantiles)
-            for parts in zip(
-                *(t.split(_FEATURES) for t in (values, places, self.sample.values, self.sample.places)), strict=True
+            _with_spread(
+                values[start:stop],
+                places[start:stop],
+                self.sample.values[start:stop],
+                self.sample.places[start:stop],
+                self.quantiles,
             )
+            for start, stop in ((start, start + _FEATURES) for start in range(0, len(values), _FEATURES))
         ]
         return torch.cat([value for value, _ in found]), torch.cat([place for _, place in found])
 
