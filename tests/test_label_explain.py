@@ -361,7 +361,7 @@ def test_auto_labels_say_what_is_to_be_seen_and_that_nobody_read_it(passages, ca
     found = stored()
     (even,), (odd,) = found[4], found[5]
     assert even.text == "“word4” · near: harbour"
-    assert even.shown.endswith(" (auto)")
+    assert even.shown == f"(auto) {even.text}"
     assert even.score.method == "tokens"
     assert odd.text.startswith("“word5”, “also5”") or odd.text.startswith("“also5”, “word5”")
     assert run(capsys, "labels", "auto").code == 0

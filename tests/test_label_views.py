@@ -73,6 +73,16 @@ def test_every_view_shows_a_label_and_none_shows_one_for_the_other_dictionary(tm
     assert {row["label"] for row in table if row["feature_id"] != feature or row["dictionary"] != first} == {None}
 
 
+def test_a_long_label_is_cut_in_the_terminal_and_numbers_are_not():
+    analysis, feature = named("a label that is much longer than any line of a terminal has room for, " * 3)
+    for width in (60, 80, 200):
+        text = printed(analysis, width)
+        row = next(line for line in text.splitlines()[::-1] if line.split()[:1] == [str(feature)] and "a label" in line)
+        whole = next(line for line in printed(sample(), 200).splitlines()[::-1] if line.split()[:1] == [str(feature)])
+        assert row.split()[:4] == whole.split()[:4]
+        assert len(row.rstrip()) <= width
+
+
 def test_views_without_labels_are_as_they_were():
     assert "label" not in printed(sample()).split()
     assert ">label<" not in token_view(sample())
@@ -83,7 +93,7 @@ def test_views_without_labels_are_as_they_were():
 def test_an_automatic_label_says_so_everywhere():
     analysis, _ = named(method="auto")
     for view in (printed(analysis), token_view(analysis), to_html(analysis), to_jsonl(analysis)):
-        assert "the sea (auto)" in view
+        assert "(auto) the sea" in view
 
 
 @pytest.mark.parametrize("payload", [*PAYLOADS, "\x1b[31mred", "a\x00b", "a\u202eb", "[red]x[/red]", "two\nlines"])

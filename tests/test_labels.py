@@ -80,7 +80,7 @@ def test_a_hand_written_label_is_shown_before_a_scored_one_and_an_automatic_one_
     assert best_label([auto, scored, hand, better]) is hand
     assert best_label([auto, scored, better]) is better
     assert best_label([auto]) is auto
-    assert auto.shown.endswith(" (auto)")
+    assert auto.shown.startswith("(auto) ")
     assert best_label([]) is None
 
 

@@ -77,8 +77,8 @@ class Label:
 
     @property
     def shown(self) -> str:
-        """Text as views show it: an automatic one says so."""
-        return f"{self.text} (auto)" if self.is_auto else self.text
+        """Text as views show it: an automatic one says so, first, where no narrow column cuts it off."""
+        return f"(auto) {self.text}" if self.is_auto else self.text
 
     @property
     def score(self) -> Score | None:

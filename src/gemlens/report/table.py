@@ -74,20 +74,29 @@ def _row(token: TokenRecord, active: int | None, console: Console) -> list[Text]
 def _strongest(analysis: Analysis, index: int, console: Console) -> Table:
     from rich.text import Text
 
-    headers = ("feature", "max", "mean", "tokens")
+    headers = ("feature", "max", "mean", "tokens", "strongest on")
     named = index < len(analysis.labels) and bool(analysis.labels[index])
-    last = ("strongest on", "label") if named else ("strongest on",)
-    table = _table(*((header, "right", None) for header in headers), *((header, "left", None) for header in last))
+    rows = []
     for feature in strongest(analysis, index, STRONGEST):
         peak = analysis.tokens[feature.token]
-        table.add_row(
+        cells = (
             str(feature.feature_id),
             number(feature.max_activation),
             number(feature.mean_activation),
             str(feature.active_tokens),
-            Text.assemble(_encodable(token_name(peak), console), (f"  #{peak.position}", "dim")),
-            *([_label(analysis, index, feature.feature_id, console)] if named else []),
         )
+        where = Text.assemble(_encodable(token_name(peak), console), (f"  #{peak.position}", "dim"))
+        rows.append(
+            [*map(Text, cells), where, *([_label(analysis, index, feature.feature_id, console)] if named else [])]
+        )
+    # A label gets what is left of the line: rich would take its room from the numbers.
+    used = sum(max([len(header), *(row[i].cell_len for row in rows)]) + 3 for i, header in enumerate(headers))
+    room = max(console.width - used, 12)
+    columns: list[tuple[str, Literal["left", "right"], int | None]] = [(name, "right", None) for name in headers[:-1]]
+    columns += [(headers[-1], "left", None), ("label", "left", room)]
+    table = _table(*columns[: None if named else -1])
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
