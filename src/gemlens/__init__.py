@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from gemlens.lm.gemma import Model
     from gemlens.lm.load import load_model
     from gemlens.records import Analysis, Fidelity
+    from gemlens.records.attribution import Attribution
     from gemlens.records.feature import FeatureLabel, FeaturePage
+    from gemlens.records.graph import Graph
     from gemlens.report.feature_html import feature_to_html
     from gemlens.report.feature_json import feature_to_json
-    from gemlens.records.attribution import Attribution
     from gemlens.report.html import to_html
     from gemlens.report.json import to_json, to_jsonl
     from gemlens.scope.evidence import Evidence, load_evidence
@@ -44,17 +45,16 @@ if TYPE_CHECKING:
     from gemlens.sites import Site, parse_site
     from gemlens.study.ablation import ablation
     from gemlens.study.analyze import analyze, analyze_many
-    from gemlens.study.feature import feature_page, feature_pages
+    from gemlens.study.attribute import attribute
     from gemlens.study.choices import choices
+    from gemlens.study.circuit.trace import circuit
+    from gemlens.study.directions import steer_direction
+    from gemlens.study.feature import feature_page, feature_pages
     from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.glance import evidence_of
-    from gemlens.study.directions import steer_direction
-    from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.intervene import ablate, patch, steer
-    from gemlens.study.places import active
-    from gemlens.study.attribute import attribute
-    from gemlens.study.fidelity import fidelities, fidelity
     from gemlens.study.lens import lens
+    from gemlens.study.places import active
     from gemlens.study.quantization import quantization_cost
     from gemlens.study.set_fidelity import set_fidelity
     from gemlens.study.splice import splice
@@ -67,14 +67,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessError",
     "Analysis",
+    "Attribution",
     "Evidence",
     "FeatureLabel",
     "FeaturePage",
-    "Attribution",
     "Features",
     "Fidelity",
     "FitConfig",
     "GemlensError",
+    "Graph",
     "InputError",
     "MismatchError",
     "MissingPackageError",
@@ -92,20 +93,21 @@ __all__ = [
     "active",
     "analyze",
     "analyze_many",
+    "attribute",
+    "choices",
+    "circuit",
     "evidence_of",
     "feature_page",
     "feature_pages",
     "feature_to_html",
     "feature_to_json",
-    "attribute",
-    "choices",
     "fidelities",
     "fidelity",
     "fit",
     "lens",
     "load_clt",
-    "load_evidence",
     "load_crosscoder",
+    "load_evidence",
     "load_model",
     "load_sae",
     "load_transcoder",
@@ -139,10 +141,11 @@ _HOME = {
     "lm.gemma": ["Model"],
     "lm.load": ["load_model"],
     "records": ["Analysis", "Fidelity"],
+    "records.attribution": ["Attribution"],
     "records.feature": ["FeatureLabel", "FeaturePage"],
+    "records.graph": ["Graph"],
     "report.feature_html": ["feature_to_html"],
     "report.feature_json": ["feature_to_json"],
-    "records.attribution": ["Attribution"],
     "report.html": ["to_html"],
     "report.json": ["to_json", "to_jsonl"],
     "scope.evidence": ["Evidence", "load_evidence"],
@@ -154,17 +157,16 @@ _HOME = {
     "sites": ["Site", "parse_site"],
     "study.ablation": ["ablation"],
     "study.analyze": ["analyze", "analyze_many"],
-    "study.feature": ["feature_page", "feature_pages"],
+    "study.attribute": ["attribute"],
     "study.choices": ["choices"],
+    "study.circuit.trace": ["circuit"],
+    "study.directions": ["steer_direction"],
+    "study.feature": ["feature_page", "feature_pages"],
     "study.fidelity": ["fidelities", "fidelity"],
     "study.glance": ["evidence_of"],
-    "study.directions": ["steer_direction"],
-    "study.fidelity": ["fidelities", "fidelity"],
     "study.intervene": ["ablate", "patch", "steer"],
-    "study.places": ["active"],
-    "study.attribute": ["attribute"],
-    "study.fidelity": ["fidelities", "fidelity"],
     "study.lens": ["lens"],
+    "study.places": ["active"],
     "study.quantization": ["quantization_cost"],
     "study.set_fidelity": ["set_fidelity"],
     "study.splice": ["splice"],

@@ -19,21 +19,19 @@ from gemlens.app.ablate import ablate
 from gemlens.app.analyze import analyze
 from gemlens.app.attribute import attribute
 from gemlens.app.catalog import catalog
+from gemlens.app.choices import choices
 from gemlens.app.circuit import circuit
 from gemlens.app.collect import collect
 from gemlens.app.console import abandon_stdout
-from gemlens.app.encode import encode
-from gemlens.app.choices import choices
-from gemlens.app.collect import collect
-from gemlens.app.console import abandon_stdout
 from gemlens.app.contrast import contrast
+from gemlens.app.encode import encode
 from gemlens.app.export import export
 from gemlens.app.feature import feature
 from gemlens.app.fidelity import fidelity
-from gemlens.app.steer import steer
 from gemlens.app.find import find
 from gemlens.app.labels import labels
 from gemlens.app.lens import lens
+from gemlens.app.steer import steer
 from gemlens.app.train import train
 from gemlens.app.usage import is_usage_error, wording
 from gemlens.errors import GemlensError
