@@ -9,8 +9,6 @@ from safetensors.numpy import save_file
 from cli_helpers import ID, assert_refused, make_world, run
 from gemlens.scope.labels import LabelStore
 
-pytest.importorskip("gemlens.scope.evidence", reason="the reader of evidence (gemlens.scope.evidence) is not there yet")
-
 WIDTH, SLOTS, SEQUENCES, LENGTH = 40, 6, 40, 24
 
 

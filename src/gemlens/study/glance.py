@@ -1,7 +1,8 @@
-"""What is known of the features that an analysis names, where that is on this machine: for its report."""
+"""What is known of features that a report names, where that is on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from gemlens.records.feature import FeaturePage
 from gemlens.scope.evidence import Evidence, evidence_at_hand
 from gemlens.study.feature import feature_page
 
-__all__ = ["evidence_of"]
+__all__ = ["evidence_of", "pages_at_hand"]
 
 _PER_LEVEL = 3
 
@@ -26,17 +27,24 @@ def evidence_of(analysis: Analysis, *, limit: int = 300) -> dict[int, dict[int, 
         limit: features in all: those that tokens list first, the strongest ones, so that a report stays small.
     """
     room = max(1, limit // len(analysis.dictionaries))
-    found: dict[int, dict[int, FeaturePage]] = {}
+    found = {}
     for k, info in enumerate(analysis.dictionaries):
-        # A help beside the analysis: what is damaged, or has no vocabulary here, is as good as absent.
-        with suppress(GemlensError):
-            if (at_hand := _at_hand(info)) is not None:
-                found[k] = {}
-                for feature in _named(analysis, k, room):
-                    with suppress(GemlensError):
-                        found[k][feature] = feature_page(
-                            at_hand[0], feature, vocabulary=at_hand[1], per_level=_PER_LEVEL
-                        )
+        if pages := pages_at_hand(info, _named(analysis, k, room), per_level=_PER_LEVEL):
+            found[k] = pages
+    return found
+
+
+def pages_at_hand(info: DictionaryInfo, features: Iterable[int], *, per_level: int) -> dict[int, FeaturePage]:
+    """Feature -> its page, of a dictionary whose evidence is on this machine; empty without.
+
+    A help beside what asks for it: what is damaged, or has no vocabulary here, is as good as absent.
+    """
+    found: dict[int, FeaturePage] = {}
+    with suppress(GemlensError):
+        if (at_hand := _at_hand(info)) is not None:
+            for feature in features:
+                with suppress(GemlensError):
+                    found[feature] = feature_page(at_hand[0], feature, vocabulary=at_hand[1], per_level=per_level)
     return found
 
 

@@ -1,30 +1,39 @@
-"""What the dictionaries themselves say of a circuit's features: the tokens that each raises and lowers, its direction.
+"""What is known of a circuit's features: the tokens that each raises and lowers, its direction, label and examples.
 
-A decoder row is part of the residual stream, so the model's head reads it: ``(row * (1 + w_norm)) @ W_U``, minus the
-mean over the vocabulary. A feature of a CLT goes by the sum of what it writes to all layers.
+A decoder row is part of the residual stream, so the model's head reads it (``lm.lens``). A feature of a CLT goes by the
+sum of what it writes to all layers. Labels and examples are there where the store and the evidence on this machine
+have them, of transcoders only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from gemlens.errors import GemlensError
 from gemlens.lm.gemma import Model
+from gemlens.lm.lens import feature_logits
 from gemlens.lm.text import texts
+from gemlens.records import DictionaryInfo
 from gemlens.records.circuit import Circuit, NodeEvidence
+from gemlens.records.feature import FeaturePage
+from gemlens.scope.labels import labels_for
 from gemlens.scope.multilayer import Layer, MultiLayer
 from gemlens.scope.sae import SAE
+from gemlens.study.glance import pages_at_hand
 from gemlens.study.replacement import Transcoders
 
 __all__ = ["Known", "evidence_of"]
 
 Known = Mapping[tuple[int, int], NodeEvidence]
 """By layer and number of the feature."""
+Examples = tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]
 
 TOKENS = 10
+EXAMPLES = 4
 # Of the vocabulary, times features: what is in memory at once, 64 MB.
 _TOGETHER = 1 << 24
 
@@ -37,32 +46,60 @@ def evidence_of(
     *,
     labels: Mapping[tuple[int, int], str] | None = None,
 ) -> dict[tuple[int, int], NodeEvidence]:
-    """Top and bottom tokens, label and decoder direction of every feature of a circuit.
+    """What is known of every feature of a circuit, by layer and number.
 
     Args:
-        labels: what features are called, by layer and number, where somebody knows.
+        labels: what features are called, where somebody knows better than the store.
     """
     wanted = sorted({(node.layer or 0, node.feature or 0) for node in circuit.nodes if node.kind == "feature"})
     if not wanted:
         return {}
-    rows = _decoders(transcoders, wanted)
+    rows = _decoders(transcoders, wanted).to(model.device)
+    known = {} if isinstance(transcoders, MultiLayer) else _stored(transcoders, wanted)
     found: dict[tuple[int, int], NodeEvidence] = {}
-    head: Any = model.module.lm_head
-    norm: Any = model.backbone.norm
-    step = max(1, _TOGETHER // len(head.weight))
+    step = max(1, _TOGETHER // model.config.vocab_size)
     for start in range(0, len(wanted), step):
-        part = rows[start : start + step].to(head.weight.device)
-        effects = (part * (1 + norm.weight.float())).to(head.weight.dtype) @ head.weight.T
-        effects = effects.float() - effects.float().mean(dim=1, keepdim=True)
+        effects = feature_logits(model, rows[start : start + step])
         top, bottom = effects.topk(TOKENS), effects.topk(TOKENS, largest=False)
         for index, key in enumerate(wanted[start : start + step]):
+            label, examples = known.get(key, ("", ()))
             found[key] = NodeEvidence(
-                label=(labels or {}).get(key, ""),
+                label=(labels or {}).get(key, label),
                 top_tokens=_pairs(model, top.indices[index], top.values[index]),
                 bottom_tokens=_pairs(model, bottom.indices[index], bottom.values[index]),
-                decoder=part[index].cpu().numpy(),
+                examples=examples,
+                decoder=rows[start + index].cpu().numpy(),
             )
     return found
+
+
+def _stored(
+    transcoders: Sequence[SAE], wanted: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], tuple[str, Examples]]:
+    """Label and examples by layer and feature."""
+    found = {}
+    for info in {each.reads.layer: each.info for each in transcoders}.values():
+        features = [feature for layer, feature in wanted if layer == info.layer]
+        names, pages = _labels(info, features), pages_at_hand(info, features, per_level=EXAMPLES)
+        for feature in features:
+            examples = _examples(pages[feature]) if feature in pages else ()
+            found[info.layer, feature] = (names.get(feature, ""), examples)
+    return found
+
+
+def _labels(info: DictionaryInfo, features: Sequence[int]) -> dict[int, str]:
+    with suppress(GemlensError):  # a help beside the circuit itself
+        return {feature: label.shown for feature, label in labels_for(info, features).items()}
+    return {}
+
+
+def _examples(page: FeaturePage) -> Examples:
+    """The strongest, each with what stands around it."""
+    strongest = [example for level in page.levels for example in level.examples][:EXAMPLES]
+    return tuple(
+        (tuple(token.text for token in each.tokens), tuple(token.activation or 0.0 for token in each.tokens))
+        for each in strongest
+    )
 
 
 def _pairs(model: Model, ids: Tensor, values: Tensor) -> tuple[tuple[str, float], ...]:
