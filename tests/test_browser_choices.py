@@ -75,6 +75,6 @@ def test_tokens_are_shaded_by_how_strongly_a_feature_fires(visit):
 
 def test_without_a_script_all_but_the_items_is_there(visit):
     page = visit(script=False)
-    assert page.locator("figure svg").count() == 3
+    assert page.locator("figure svg").count() == 4
     assert page.locator("tbody tr").count() > 10
     assert "needs JavaScript" in page.locator("noscript").inner_text()

@@ -6,7 +6,7 @@ The template writes all that can be read without a script; the item browser gets
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def to_html(found: Choices, *, labels: Labels | None = None) -> str:
         facts=_facts(found),
         found=found,
         title=f"Multiple choice: {found.dataset}" if found.scored else f"Contrast: {found.dataset}",
-        figures=[figure for figure in (_overlap(found), _counts(found), _lens(found)) if figure],
+        figures=[_overlap(found), _counts(found), *_lens(found)],
         layers=[_layer(found, index, named.get(index, {})) for index in range(len(found.dictionaries))],
         examples=[
             (site, [_example(found, each, named.get(each.dictionary, {})) for each in group])
@@ -77,21 +77,17 @@ def _overlap(found: Choices) -> _Figure:
     none = [0.0] * len(errors)
     series: dict[str, tuple[list[float | None], list[float]]] = {
         "right and wrong": ([each.right_wrong for each in found.overlaps], errors),
-        "of these, same last token": ([each.same_last for each in found.overlaps], none),
-        "other last token": ([each.other_last for each in found.overlaps], none),
         "right, and right of the next item": ([each.right_right for each in found.overlaps], none),
     }
+    others: list[float | None] = [each.other_last for each in found.overlaps]
+    if len(_kinds(found)) == 1 and any(each is not None for each in others):
+        series["right and wrong with one last token"] = ([each.same_last for each in found.overlaps], none)
+        series["with different ones"] = (others, none)
     groups = {
-        name: [
-            Point(info.layer, value, error, f"{info.site}, {name}")
-            for info, value, error in zip(found.dictionaries, values, halves, strict=True)
-            if value is not None
-        ]
-        for name, (values, halves) in series.items()
+        name: points
+        for said, (values, halves) in series.items()
+        for name, points in _by_kind(found, said, values, halves).items()
     }
-    if not groups["other last token"]:  # one line would lie on the other
-        groups["of these, same last token"] = []
-    groups = {name: points for name, points in groups.items() if points}
     return _Figure(
         "What right and wrong share",
         "Features that fire for both, over those that fire for either; mean over items ± standard error.",
@@ -101,44 +97,71 @@ def _overlap(found: Choices) -> _Figure:
 
 
 def _counts(found: Choices) -> _Figure:
-    kinds = {
+    kinds: dict[str, list[float | None]] = {
         "q at most 0.05": [each.significant for each in found.tests],
         "confirmed on the other half, and by both controls": [each.confirmed for each in found.tests],
     }
-    groups = [
-        [
-            Point(info.layer, value, 0.0, f"{info.site}, {name}, of {each.tested} tested")
-            for info, value, each in zip(found.dictionaries, values, found.tests, strict=True)
-        ]
-        for name, values in kinds.items()
-    ]
-    top = max(1.0, *(1.05 * point.value for point in groups[0]))
+    groups = {
+        name: points
+        for said, values in kinds.items()
+        for name, points in _by_kind(found, said, values, [0.0] * len(values)).items()
+    }
+    top = max(1.0, *(1.05 * point.value for points in groups.values() for point in points))
     return _Figure(
         "Features that tell right from wrong",
         "Tested on one half of the items, over every feature that is active in ten of them; false discovery rate 5 %.",
-        list(kinds),
-        plot(groups, "features", top=top),
+        list(groups),
+        plot(list(groups.values()), "features", top=top),
     )
 
 
-def _lens(found: Choices) -> _Figure | None:
+def _kinds(found: Choices) -> list[str]:
+    return list(dict.fromkeys(info.site.partition(".")[0] for info in found.dictionaries))
+
+
+def _by_kind(
+    found: Choices, name: str, values: Sequence[float | None], errors: Sequence[float]
+) -> dict[str, list[Point]]:
+    """A line for each kind of site: two in one would go up and down between them."""
+    kinds = _kinds(found)
+    groups: dict[str, list[Point]] = {}
+    for info, value, error in zip(found.dictionaries, values, errors, strict=True):
+        said = name if len(kinds) == 1 else f"{info.site.partition('.')[0]}: {name}"
+        if value is not None:
+            groups.setdefault(said, []).append(Point(info.layer, value, error, f"{info.site}, {name}"))
+    return groups
+
+
+def _lens(found: Choices) -> list[_Figure]:
     lens = found.lens
     if lens is None:
-        return None
+        return []
     n = lens.margins.shape[1]
     error = lens.margins.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(lens.layers))
     right = (lens.margins > 0).mean(axis=1)
-    points = [
-        Point(layer, float(mean), float(half), f"layer {layer}, {share:.0%} of {n} right")
-        for layer, mean, half, share in zip(lens.layers, lens.margins.mean(axis=1), error, right, strict=True)
+    margins = [
+        Point(layer, float(mean), float(half), f"layer {layer}")
+        for layer, mean, half in zip(lens.layers, lens.margins.mean(axis=1), error, strict=True)
     ]
-    return _Figure(
-        "Margin, if the model stopped there",
-        "Right less best wrong, in nats, through the model's own norm and head (logit lens), over the scored tokens "
-        f"of {n} items; mean ± standard error.",
-        ["margin"],
-        plot([points], "margin"),
-    )
+    shares = [
+        Point(layer, float(share), math.sqrt(share * (1 - share) / n), f"layer {layer}")
+        for layer, share in zip(lens.layers, right, strict=True)
+    ]
+    through = f"Through the model's own norm and head (logit lens), over the scored tokens of {n} items"
+    return [
+        _Figure(
+            "Margin, if the model stopped there",
+            f"Right less best wrong, in nats; mean ± standard error. {through}.",
+            ["margin"],
+            plot([margins], "margin"),
+        ),
+        _Figure(
+            "Right answers, if the model stopped there",
+            f"Share of items with a margin above 0, ± standard error. {through}.",
+            ["share"],
+            plot([shares], "share right", top=1.0),
+        ),
+    ]
 
 
 def _layer(found: Choices, index: int, labels: Mapping[int, str]) -> dict[str, Any]:
