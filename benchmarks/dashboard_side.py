@@ -1,9 +1,10 @@
 """SAEDashboard on a model folder, an SAE's tensors and rows of tokens, in an environment of its own.
 
-    benchmarks/.env-dashboard/bin/python benchmarks/dashboard_side.py MODEL SAE TOKENS OUT
+    benchmarks/.env-dashboard/bin/python benchmarks/dashboard_side.py MODEL SAE TOKENS
 
 Loads everything and prints ``ready``; each line that then comes on standard input, a new folder for its cache of
-activations, is a run, and a line with its seconds is the answer. gemlens is not installed there.
+activations, is a run, and a line with its seconds is the answer. The data is made of 1,024 features; no page
+is written, which takes longer than all else. gemlens is not installed there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 HOOK = "blocks.12.hook_resid_post"
-# Its default. It holds the logits of all that it takes at once, several times over: of 4,096 features 20 GB.
-FEATURES = 256
+# What it makes of a feature takes some 10 MB: so many are made at a time, then dropped, as its runner for Neuronpedia
+# does once they are written. All 4,096 would take it minutes.
+FEATURES, TOGETHER = 1024, 256
 
 
 def model_of(folder: str) -> Any:
@@ -52,8 +54,7 @@ def sae_of(file: str) -> Any:
 
 
 def main() -> None:
-    model_folder, sae_file, tokens_file, out = sys.argv[1:]
-    from sae_dashboard.data_writing_fns import save_feature_centric_vis
+    model_folder, sae_file, tokens_file = sys.argv[1:]
     from sae_dashboard.sae_vis_data import SaeVisConfig
     from sae_dashboard.sae_vis_runner import SaeVisRunner
 
@@ -62,13 +63,13 @@ def main() -> None:
     print("ready", flush=True)
     for cache in map(str.strip, sys.stdin):
         start = time.perf_counter()
-        # BOS is left out, as by gemlens.
-        config = SaeVisConfig(
-            hook_point=HOOK, features=list(range(sae.cfg.d_sae)), minibatch_size_features=FEATURES,
-            minibatch_size_tokens=32, ignore_positions=[0], dtype="bfloat16", device="cpu", cache_dir=Path(cache),
-        )  # fmt: skip
-        data = SaeVisRunner(config).run(encoder=sae, model=model, tokens=rows)
-        save_feature_centric_vis(data, Path(out))
+        for first in range(0, FEATURES, TOGETHER):
+            config = SaeVisConfig(
+                hook_point=HOOK, features=list(range(first, first + TOGETHER)), minibatch_size_features=TOGETHER,
+                minibatch_size_tokens=32, dtype="bfloat16", device="cpu", cache_dir=Path(cache),
+                ignore_positions=[0],  # BOS, as gemlens
+            )  # fmt: skip
+            SaeVisRunner(config).run(encoder=sae, model=model, tokens=rows)
         print("seconds", time.perf_counter() - start, flush=True)
 
 
