@@ -39,8 +39,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_face.py
 
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py tests/test_ranges.py
-	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_edits.py tests/test_edits_generating.py tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py tests/test_hub.py
+	$(COMPAT)/bin/python -m pytest tests/test_hooks.py tests/test_edits.py tests/test_edits_generating.py \
+	  tests/test_kinds.py tests/test_gemma.py tests/test_analyze_many.py tests/test_resume.py tests/test_load_model.py \
+	  tests/test_hub.py tests/test_ranges.py
 
 OUT ?= outputs/starter
 PASSES ?= $(if $(TEXTS),3,1)

@@ -3,7 +3,7 @@
     benchmarks/.env-dashboard/bin/python benchmarks/dashboard_side.py MODEL SAE TOKENS
 
 Loads everything and prints ``ready``; each line that then comes on standard input, a new folder for its cache of
-activations, is a run, and a line with its seconds is the answer. The data is made of 1,024 features; no page
+activations, is a run, and a line with its seconds is the answer. The data is made of all features; no page
 is written, which takes longer than all else. gemlens is not installed there.
 """
 
@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 HOOK = "blocks.12.hook_resid_post"
 # What it makes of a feature takes some 10 MB: so many are made at a time, then dropped, as its runner for Neuronpedia
-# does once they are written. All 4,096 would take it minutes.
-FEATURES, TOGETHER = 1024, 256
+# does once they are written.
+TOGETHER = 256
 
 
 def model_of(folder: str) -> Any:
@@ -63,7 +63,7 @@ def main() -> None:
     print("ready", flush=True)
     for cache in map(str.strip, sys.stdin):
         start = time.perf_counter()
-        for first in range(0, FEATURES, TOGETHER):
+        for first in range(0, sae.cfg.d_sae, TOGETHER):
             config = SaeVisConfig(
                 hook_point=HOOK, features=list(range(first, first + TOGETHER)), minibatch_size_features=TOGETHER,
                 minibatch_size_tokens=32, dtype="bfloat16", device="cpu", cache_dir=Path(cache),

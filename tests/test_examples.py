@@ -29,9 +29,9 @@ def example(monkeypatch, starter):
 def test_every_script_is_listed_and_tested():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     listed = (EXAMPLES / "README.md").read_text("utf-8")
-    tested = Path(__file__).read_text("utf-8")
+    tested = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert {name for name in scripts if f"({name}.py)" not in listed} == set()
-    assert {name for name in scripts if f'"{name}"' not in tested} == set()
+    assert {name for name in scripts if f'"{name}"' not in tested and f"{name}.py" not in tested} == set()
 
 
 def test_extraction(example, capsys):
@@ -51,3 +51,19 @@ def test_steering(example, capsys):
     assert sorted(texts) == [-1, 0, 0.5, 1, 2]
     assert len(set(texts.values())) > 1
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_trace_circuit(example, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["trace_circuit.py", "--top", "3"])
+    example("trace_circuit").main()
+    first, *features = capsys.readouterr().out.splitlines()
+    assert "mlp_in.12 -> mlp_out.12" in first
+    assert len(features) == 3
+
+
+def test_build_attribution_graph(example, capsys, monkeypatch, tmp_path):
+    page = tmp_path / "graph.html"
+    monkeypatch.setattr("sys.argv", ["build_attribution_graph.py", "Paris is in", "--out", str(page)])
+    example("build_attribution_graph").main()
+    assert "default-src 'none'" in page.read_text("utf-8")
+    assert "matter" in capsys.readouterr().out

@@ -26,8 +26,8 @@ __all__ = ["NEIGHBOUR_WIDTH", "Extremes", "directions", "extremes", "nearest_row
 
 NEIGHBOUR_WIDTH = 1 << 17
 """Above, comparing all features with all would be most of the work."""
-_ROWS = 128
-"""Rows whose logits are held: 128 x 262,144 of float32 are 134 MB."""
+_ROWS = 256
+"""Rows whose logits are held: 256 x 262,144 of float32 are 268 MB."""
 _RUN = 512
 _COMPARED = 1 << 25
 """Cosines that are held at a time."""

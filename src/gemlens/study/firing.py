@@ -112,11 +112,13 @@ class Firing:
             rows = slice(start, start + 1024)
             both = (self.pairs[rows] + self.pairs[:, rows].T).double()
             share = both / (fired[rows, None] + fired[None, :] - both).clamp(min=1)
-            found = share.sort(dim=1, descending=True, stable=True)
-            k = min(most, self.width)
-            some = found.values[:, :k] > 0
-            ids[rows, :k] = torch.where(some, found.indices[:, :k], -1)
-            shares[rows, :k] = found.values[:, :k].float()
+            row, other = _largest(share, min(most, self.width))
+            first = torch.searchsorted(row, torch.arange(len(share), device=device))
+            rank = torch.arange(len(row), device=device) - first[row]
+            kept = (rank < most) & (share[row, other] > 0)
+            row, other, rank = row[kept], other[kept], rank[kept]
+            ids[start + row, rank] = other
+            shares[start + row, rank] = share[row, other].float()
         return ids, shares
 
     def state(self) -> dict[str, Tensor | int]:
@@ -129,6 +131,16 @@ class Firing:
         for name in ("profile", "top", "histogram", "pairs"):
             tensor = getattr(self, name)
             tensor.copy_(state[name])
+
+
+def _largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Row and column of the ``k`` largest positive numbers of each row of [n, m], and of all that equal the last of
+    them; by row, largest first, then by column. To sort whole rows takes seconds."""
+    least = rows.topk(k, dim=1).values[:, -1:].clamp(min=torch.finfo(rows.dtype).tiny)
+    row, column = (rows >= least).nonzero(as_tuple=True)
+    order = rows[row, column].argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    return row[order], column[order]
 
 
 def half_octaves(values: Tensor) -> Tensor:
