@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gemlens.data.items import Items
+    from gemlens.records.choices import Choices
     from gemlens.scope.listing import Listed
 
 __all__ = ["choices", "listed", "run_choices"]
@@ -201,7 +202,7 @@ def _write(found: Any, files: dict[str, Path]) -> None:
     if "html" in files:
         from gemlens.report.choices_page import to_html
 
-        write(to_html(found), files["html"])
+        write(to_html(found, labels=_labels(found)), files["html"])
     write(summary_json(found), files["run"])
 
 
@@ -227,3 +228,14 @@ def _fields(text: str | None) -> dict[str, str] | None:
     if set(found) != {"question", "choices", "label"} or not all(found.values()):
         raise InputError(f"--fields {text[:200]}: write question=NAME,choices=A+B,label=NAME, all three")
     return found
+
+
+def _labels(found: Choices) -> dict[int, dict[int, str]]:
+    """What the store calls the features that fired, by dictionary."""
+    from gemlens.scope.labels import labels_for
+
+    every = zip(found.dictionaries, found.features, strict=True)
+    return {
+        index: {feature: label.shown for feature, label in labels_for(info, set(active.ids.tolist())).items()}
+        for index, (info, active) in enumerate(every)
+    }

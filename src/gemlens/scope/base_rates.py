@@ -23,12 +23,14 @@ def base_rates(release: str, path: str, width: int) -> NDArray[np.float64] | Non
     if root is None:
         return None
     folder = root / path
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         tokens = json.loads((folder / "card.json").read_text("utf-8")).get("dead_tokens")
-        from safetensors.numpy import load_file
-
         counts = load_file(folder / "max_activation.safetensors").get("tokens_active")
-    except Exception:  # a help beside the thing itself: what cannot be read is as good as absent
+    # A help beside the thing itself: what cannot be read is as good as absent.
+    except (OSError, ValueError, AttributeError, SafetensorError):
         return None
     if counts is None or counts.shape != (width,) or not isinstance(tokens, int) or tokens <= 0:
         return None

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Parts:
             return None
         try:
             return load_file(path)
-        except Exception:  # damaged on disk: it is made again
+        except (OSError, ValueError, SafetensorError):  # damaged on disk: it is made again
             return None
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
