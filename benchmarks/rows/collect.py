@@ -1,5 +1,5 @@
-"""Collect evidence on the starter's 4,096 features at layer 12: what counting adds to the forward pass of 40,640 tokens,
-in float32, files included, logits left out; and beside SAEDashboard 0.8.0, all of it, of 16,256 tokens, in bfloat16.
+"""Collect evidence on the starter's 4,096 features at layer 12: what counting adds to the forward pass, in float32, of
+40,640 tokens, files included, logits left out; and beside SAEDashboard 0.8.0, all of it, in bfloat16, of 16,256 tokens.
 
 The floor of the first is the forward pass alone, of the same rows in the same batches, already tokens; gemlens reads
 the text, too. SAEDashboard runs in an environment of its own (``dashboard_side.py``), with a cache of activations, so
