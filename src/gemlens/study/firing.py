@@ -110,7 +110,7 @@ class Firing:
         fired = self.fired
         for start in range(0, self.width, 1024):
             rows = slice(start, start + 1024)
-            both = (self.pairs[rows] + self.pairs[:, rows].T).double()
+            both = (self.pairs[rows] + self.pairs[:, rows].T).float()
             share = both / (fired[rows, None] + fired[None, :] - both).clamp(min=1)
             row, other = _largest(share, min(most, self.width))
             first = torch.searchsorted(row, torch.arange(len(share), device=device))
