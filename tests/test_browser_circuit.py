@@ -16,9 +16,12 @@ from gemlens.files import write
 from gemlens.records.circuit import CircuitView, NodeEvidence, NodeGroup
 from gemlens.report.circuit_page import to_html
 from gemlens.report.graph_file import circuit_from_dict, circuit_to_dict, circuit_to_json, read_circuit
+from gemlens.scope.sets import find_set, load_set
 from gemlens.study.circuit.difference import difference
+from gemlens.study.circuit.evidence import evidence_of
 from gemlens.study.circuit.paths import strongest_paths
 from gemlens.study.circuit.prune import prune
+from gemlens.study.circuit.trace import circuit as trace
 from graph_sample import big_circuit, random_graph
 from report_sample import PAYLOADS
 from test_browser_report import browser, pytestmark  # noqa: F401
@@ -407,6 +410,27 @@ def test_the_real_graph(visit):
     assert found["nodes"] == raw["nodes"]
     assert found["links"] == raw["links"]
     assert found["metadata"] == raw["metadata"]
+
+
+def test_a_circuit_of_the_starter(visit, starter):
+    """Traced, pruned and drawn as the command does it, with what the starter ships of evidence."""
+    transcoders = load_set(find_set("starter"))
+    traced = trace(starter, transcoders, "The capital of France is", max_features=400)
+    found = prune(traced, node_threshold=0.8, edge_threshold=0.95)
+    page = visit(page_of(found, evidence_of(starter, transcoders, found)))
+    assert page.locator("#nodes-shown").text_content() == f"{len(found.nodes):,} of {len(found.nodes):,}"
+    search(page, "paris")
+    assert "Paris" in chosen(page)
+    assert page.locator("#node .inputs .link, #node .link").count() > 3
+    strongest = max((n for n in found.nodes if n.kind == "feature"), key=lambda node: node.influence or 0)
+    search(page, f"{strongest.layer}/{strongest.feature}")
+    said = page.locator("#node").text_content()
+    assert str(strongest.feature) in said
+    assert page.locator("#node mark").count(), "an example, the tokens that it fires on marked"
+    page.click("#pin-paths")
+    assert any("Paris" in name for name in boxes(page))
+    page.click("#suggest")
+    assert saved(page)["nodes"] == json.loads(circuit_to_json(found))["nodes"]
 
 
 def test_a_difference_shows_what_became_of_nodes(visit, circuit):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from choices_sample import record
+from gemlens.records.labels import Label
 from gemlens.report.choices_json import layer_keys, strongest_of, summary_json, to_json
 from gemlens.report.choices_page import to_html
 from gemlens.report.choices_parquet import tables, write_parquet
@@ -129,7 +130,8 @@ class Balanced(html.parser.HTMLParser):
 @pytest.mark.parametrize(("token", "most"), [("last", 2), ("mean", 2), ("last", 4)])
 def test_the_page_is_whole_and_says_what_was_found(token, most):
     found = record(token, most)
-    page = to_html(found, labels={0: {int(found.tests[0].features[0].feature_id): "of <b>cats</b>"}})
+    first = int(found.tests[0].features[0].feature_id)
+    page = to_html(found, labels=({first: Label("k", first, "of <b>cats</b>", "me")},))
     parser = Balanced()
     parser.feed(page)
     assert parser.open == [] and parser.bad == []

@@ -14,12 +14,17 @@ import torch
 
 from frozen import Frozen
 from gemlens.errors import InputError, MismatchError
+from gemlens.lm.gemma import activations
 from gemlens.scope.load import load_transcoder
+from gemlens.sites import Site
 from gemlens.study.circuit import sweep as sweeping
 from gemlens.study.circuit import trace
+from gemlens.study.circuit.difference import difference as difference_of
 from gemlens.study.circuit.effects import total_effects
+from gemlens.study.circuit.prune import prune
 from gemlens.study.circuit.targets import difference, direction, feature, salient, tokens
 from gemlens.study.circuit.trace import circuit
+from gemlens.study.intervene import steer
 from tiny import LAYERS, random_clt, random_sae, random_transcoders, tiny_gemma
 
 PROMPT = "the hen and the inn"
@@ -296,6 +301,28 @@ def test_the_model_is_as_it_was(model):
     circuit(model, random_transcoders(model, 12), PROMPT)
     assert model.config._attn_implementation == before
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.module.modules())
+
+
+@pytest.mark.parametrize("site", ["resid_post.2", "mlp_out.3"])
+def test_a_steered_models_rows_add_up_and_what_steering_adds_is_nobodys_effect(site):
+    model, sae = doubles(), random_sae(doubles(), site).double()
+    transcoders = [each.double() for each in random_transcoders(model, 12)]
+    plain = circuit(model, transcoders, PROMPT)
+    with steer(model, sae, [3, 5], 2.0, relative_to=None):
+        steered = circuit(model, transcoders, PROMPT)
+        seen = activations(model, torch.tensor([t.token_id for t in steered.tokens]), [Site(4, "mlp_in")])
+    sums = steered.edges.astype(float).sum(axis=1) + steered.biases
+    values = np.concatenate([steered.pre_activations, steered.target_values])
+    close(sums, values, np.abs(steered.edges).max(axis=1))
+    # What fires is what fires in the steered model.
+    fired = transcoders[4].encode(seen[Site(4, "mlp_in")][0, 1:])
+    own = steered.features[:, 0] == 4
+    assert sorted(zip((fired.tokens + 1).tolist(), fired.ids.tolist(), strict=True)) == [
+        (position, index) for _, position, index in steered.features[own].tolist()
+    ]
+    assert not np.array_equal(steered.target_values, plain.target_values)
+    became = {node.extra.get("difference") for node in difference_of(prune(plain), prune(steered)).nodes}
+    assert became >= {"both", "gained", "lost"}
 
 
 def starter_transcoders():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from gemlens.report.graph_file import circuit_to_json, read_circuit
 from gemlens.report.graph_store import read_graph
 from gemlens.scope.sets import find_set, load_set, sets_in
 from gemlens.study.circuit.prune import prune
-from graph_sample import random_graph, twelve
+from graph_sample import big_circuit, random_graph, twelve
 from tiny import LAYERS, published_config, random_tensors, tiny_model_folder, write_dictionary
 
 SET = "transcoder_all/layer_*_width_40_l0_small_affine"
@@ -183,6 +184,19 @@ def test_open_refuses_in_one_line(tmp_path, capsys, monkeypatch):
     assert_refused(run(capsys, "circuit", "open", "good.json", "--out", "x.pdf"), "--out x.pdf")
     assert_refused(run(capsys, "circuit", "open", "good.json", "--paths", -2), "--paths -2")
     assert not Path("outputs").exists()
+
+
+def test_a_file_of_a_hundred_megabytes_is_refused_with_a_way_out_that_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    large = Path("large.json")
+    write(circuit_to_json(big_circuit(nodes=12_000, links=1_000_000)), large)
+    assert large.stat().st_size > 100e6
+    refused = run(capsys, "circuit", "open", large)
+    assert_refused(refused, "1,000,000 links", "--node-threshold")
+    enough = re.search(r"--node-threshold \(([\d.]+) is enough\)", refused.err)[1]
+    ran = run(capsys, "circuit", "open", large, "--node-threshold", enough, "--out", "page.html")
+    assert ran.code == 0, ran.err
+    assert Path("page.html").stat().st_size < 20e6
 
 
 def test_opening_a_file_needs_no_torch(tmp_path):

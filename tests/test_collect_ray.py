@@ -1,7 +1,9 @@
 """The same evidence over a Ray cluster: the same bytes, in order, and nothing lost with a worker that dies."""
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -56,6 +58,35 @@ def test_ray_and_in_process_write_the_same_bytes(cluster, world, tmp_path, capsy
     local, over_ray = files_in(tmp_path / "local"), files_in(tmp_path / "ray")
     assert len(local) == 5
     assert over_ray == local
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker by /proc, which only Linux has")
+def test_a_worker_killed_in_the_middle_of_the_command_changes_no_byte(cluster, world, tmp_path, capsys, no_token):
+    long = ["--tokens", "40k", "--texts", tmp_path / "long.txt"]
+    (tmp_path / "long.txt").write_text((world.model.parent / "text.txt").read_text("utf-8") * 4, encoding="utf-8")
+    assert run(capsys, *arguments(world, tmp_path / "local", *long)).code == 0
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one_at_work, args=[killed])
+    killer.start()
+    ran = run(capsys, *arguments(world, tmp_path / "ray", *long, "--engine", "ray", "--workers", 2))
+    killer.join()
+    assert ran.code == 0, ran.err
+    assert killed, "no worker was seen at work"
+    assert files_in(tmp_path / "ray") == files_in(tmp_path / "local")
+
+
+def kill_one_at_work(killed: list[int]) -> None:
+    """The first worker that has been at its work for half a second, within a minute."""
+    end = time.monotonic() + 60
+    while not killed and time.monotonic() < end:
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if process.read_bytes().startswith(b"ray::_Worker.run"):
+                    time.sleep(0.5)
+                    os.kill(int(process.parent.name), signal.SIGKILL)
+                    killed.append(int(process.parent.name))
+                    break
+        time.sleep(0.02)
 
 
 # What workers run: found by its module's name there.

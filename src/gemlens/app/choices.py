@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from gemlens.data.items import Items
     from gemlens.records.choices import Choices
+    from gemlens.records.labels import Labels
     from gemlens.scope.listing import Listed
 
 __all__ = ["choices", "listed", "run_choices"]
@@ -179,18 +180,21 @@ def run_choices(
                 report=show,
                 **options,
             )
+        labels, unlabelled = _labels(found)
+        for warning in unlabelled:
+            tell(console, f"warning: {warning}")
         with busy(console, "Writing"):
-            _write(found, files)
+            _write(found, labels, files)
         remove(work)
     from gemlens.report.choices_table import render
 
     with results() as table:
-        render(found, table)
+        render(found, table, labels=labels)
     for path in files.values():
         tell(console, f"wrote {path}")
 
 
-def _write(found: Any, files: dict[str, Path]) -> None:
+def _write(found: Choices, labels: Labels, files: dict[str, Path]) -> None:
     from gemlens.files import write
     from gemlens.report.choices_json import summary_json, to_json
 
@@ -202,7 +206,7 @@ def _write(found: Any, files: dict[str, Path]) -> None:
     if "html" in files:
         from gemlens.report.choices_page import to_html
 
-        write(to_html(found, labels=_labels(found)), files["html"])
+        write(to_html(found, labels=labels), files["html"])
     write(summary_json(found), files["run"])
 
 
@@ -230,12 +234,9 @@ def _fields(text: str | None) -> dict[str, str] | None:
     return found
 
 
-def _labels(found: Choices) -> dict[int, dict[int, str]]:
-    """What the store calls the features that fired, by dictionary."""
-    from gemlens.scope.labels import labels_for
+def _labels(found: Choices) -> tuple[Labels, tuple[str, ...]]:
+    """What the store calls the features that fired, and a warning where it cannot be read."""
+    from gemlens.scope.labels import labels_at_hand
 
-    every = zip(found.dictionaries, found.features, strict=True)
-    return {
-        index: {feature: label.shown for feature, label in labels_for(info, set(active.ids.tolist())).items()}
-        for index, (info, active) in enumerate(every)
-    }
+    fired = (set(active.ids.tolist()) for active in found.features)
+    return labels_at_hand(zip(found.dictionaries, fired, strict=True))

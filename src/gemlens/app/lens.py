@@ -128,11 +128,12 @@ def _of_features(
     [dictionary], model, _ = load(console, model_id, release, category, [name], device=device, dtype=dtype)
     from gemlens.report.lens import render_features
     from gemlens.report.lens_page import features_to_html
-    from gemlens.scope.top_tokens import shipped_top_tokens
+    from gemlens.scope.evidence import evidence_at_hand
     from gemlens.study.lens import lens as study
 
     known = [feature for feature in ids if feature < dictionary.width]
-    shipped = shipped_top_tokens(release, name, known, category=category.strip("/"))
+    evidence = evidence_at_hand(dictionary.info)
+    shipped = evidence.examples.top_tokens(known) if evidence else None
     record = study(model, dictionary, ids, top_k=top_k, shipped=shipped)
     return record, lambda table: render_features(record, table), lambda: features_to_html(record)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemlens.records.labels import Label
+from gemlens.records.labels import Label, Labels
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -139,7 +138,7 @@ class Analysis:
     provenance: Provenance
     warnings: tuple[str, ...] = field(default=())
     """Shown in every view, e.g. that the dictionary was trained on the ``it`` sibling of this model."""
-    labels: tuple[Mapping[int, Label], ...] = field(default=())
+    labels: Labels = field(default=())
     """Aligned with ``dictionaries``: what its features are called, of those that fire; empty where nobody said."""
 
     def label_of(self, dictionary: int, feature_id: int) -> Label | None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlens.records.analysis import DictionaryInfo, Provenance, TokenRecord
+from gemlens.records.labels import Labels
 
 __all__ = ["Attribution", "Completeness", "FeatureEffects", "Removal", "Strong"]
 
@@ -119,6 +120,8 @@ class Attribution:
     """The entries of largest effect in size, verified; as many as were asked for."""
     provenance: Provenance
     warnings: tuple[str, ...] = field(default=())
+    labels: Labels = field(default=())
+    """Aligned with ``effects``; none of a CLT, whose layers have features of their own under one name."""
 
     @property
     def correlation(self) -> float | None:

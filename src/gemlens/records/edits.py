@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from gemlens.records.analysis import DictionaryInfo, Provenance
+from gemlens.records.labels import Labels
 
 __all__ = ["AblatedFeature", "Ablation", "Dose", "EditedToken", "NextToken", "Steering", "SteeredToken"]
 
@@ -82,6 +83,8 @@ class Ablation:
     answer_after: str
     provenance: Provenance
     warnings: tuple[str, ...] = field(default=())
+    labels: Labels = field(default=())
+    """Aligned with ``dictionaries``."""
 
     @property
     def kl(self) -> float:
@@ -165,6 +168,8 @@ class Steering:
     """By strength; that of strength 0 is the model as it is."""
     provenance: Provenance
     warnings: tuple[str, ...] = field(default=())
+    labels: Labels = field(default=())
+    """Of the one dictionary."""
 
     @property
     def unit(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -11,10 +11,12 @@ __all__ = [
     "Counts",
     "FeatureFacts",
     "Label",
+    "Labels",
     "PhraseFeature",
     "Reply",
     "Score",
     "best_label",
+    "label_text",
 ]
 
 CONFIDENCES = ("high", "medium", "low")
@@ -86,6 +88,16 @@ class Label:
         order = ("detection", "fuzzing", "words", "tokens")
         known = sorted(self.scores, key=lambda s: order.index(s.method) if s.method in order else len(order))
         return known[0] if known else None
+
+
+Labels = tuple[Mapping[int, Label], ...]
+"""Feature -> label, for each dictionary of a result; empty where none of its features has one."""
+
+
+def label_text(labels: Labels, index: int, feature: int) -> str:
+    """What views call a feature of the dictionary at ``index``; empty where nobody said."""
+    label = labels[index].get(feature) if index < len(labels) else None
+    return label.shown if label else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlens.records.analysis import DictionaryInfo, Provenance, TokenRecord
+from gemlens.records.labels import Labels
 
 __all__ = ["FeatureLens", "FeatureTokens", "ResidualLens", "TokenLogit"]
 
@@ -53,6 +54,8 @@ class FeatureLens:
     features: tuple[FeatureTokens, ...]
     provenance: Provenance
     warnings: tuple[str, ...] = field(default=())
+    labels: Labels = field(default=())
+    """Of the one dictionary; none of a CLT, whose layers have features of their own under one name."""
 
     @property
     def agreement(self) -> float | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemlens.records import SCHEMA_VERSION, TokenRecord
 from gemlens.records.edits import AblatedFeature, Ablation, EditedToken
+from gemlens.records.labels import label_text
+from gemlens.report.label_fields import label_dicts
 from gemlens.report.table import plain
 from gemlens.report.visible import escape_surrogates, inline, number, token_name
 
@@ -37,7 +39,7 @@ def name_of(token: EditedToken) -> str:
 
 def to_dict(ablation: Ablation) -> dict[str, Any]:
     """The record as plain values, the derived figures included."""
-    derived = {"kl": ablation.kl, "loss_change": ablation.loss_change}
+    derived = {"kl": ablation.kl, "loss_change": ablation.loss_change, "labels": label_dicts(ablation.labels)}
     return {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(ablation) | derived
 
 
@@ -53,6 +55,8 @@ def to_jsonl(ablation: Ablation) -> str:
         shared = {"model_id": ablation.model_id, "prompt": ablation.prompt, "positions": ablation.positions}
         named = {"dictionary": f"{info.release}/{info.category}/{info.id}", "site": info.site}
         figures = {name: value for name, value in dataclasses.asdict(feature).items() if name != "dictionary"}
+        label = label_text(ablation.labels, feature.dictionary, feature.feature_id)
+        figures |= {"label": label} if label else {}
         rows.append(json.dumps(shared | named | figures, ensure_ascii=False, allow_nan=False))
     return "".join(escape_surrogates(row) + "\n" for row in rows)
 
@@ -81,20 +85,17 @@ def _features(ablation: Ablation, features: list[AblatedFeature], console: Conso
     from rich.text import Text
 
     table = _table("feature", "max", "tokens", "KL", "KL at the end", "loss")
-    table.add_column("strongest on")
+    for header in ("strongest on", "label")[: 2 if ablation.labels else 1]:
+        table.add_column(header)
     for each in features:
         token = None if each.position is None else ablation.tokens[each.position]
-        table.add_row(
-            str(each.feature_id),
-            number(each.max_activation),
-            str(each.active_tokens),
-            f"{each.kl:.4f}",
-            f"{each.kl_last:.4f}",
-            f"{each.loss_change:+.4f}",
-            Text("silent", style="dim")
-            if token is None
-            else Text.assemble(plain(name_of(token), console), (f"  #{token.position}", "dim")),
-        )
+        figures = [str(each.feature_id), number(each.max_activation), str(each.active_tokens)]
+        figures += [f"{each.kl:.4f}", f"{each.kl_last:.4f}", f"{each.loss_change:+.4f}"]
+        where = Text("silent", style="dim")
+        if token is not None:
+            where = Text.assemble(plain(name_of(token), console), (f"  #{token.position}", "dim"))
+        label = Text(plain(label_text(ablation.labels, each.dictionary, each.feature_id), console))
+        table.add_row(*figures, where, *([label] if ablation.labels else []))
     return table
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemlens.records import SCHEMA_VERSION
 from gemlens.records.attribution import Attribution, Completeness
+from gemlens.records.labels import label_text
+from gemlens.report.label_fields import label_dicts
 from gemlens.report.table import plain
 from gemlens.report.visible import escape_surrogates, number, token_name
 
@@ -69,15 +71,22 @@ def _sums(attribution: Attribution, console: Console) -> Table:
 
 
 def _strongest(attribution: Attribution, console: Console, top_k: int) -> Table:
-    table = _table(["feature", "effect", "tokens", "activation", "largest at"], left=[4])
+    table = _table(
+        ["feature", "effect", "tokens", "activation", "largest at", *_label_column(attribution)], left=[4, 5]
+    )
     for strong in attribution.strongest(top_k):
         name = str(strong.feature)
         if len(attribution.effects) > 1:
             name = f"{attribution.effects[strong.layer].dictionary.site}:{name}"
         at = attribution.tokens[strong.position]
         cells = [name, signed(strong.effect), str(strong.tokens), number(strong.activation)]
-        table.add_row(*(_plain(cell, console) for cell in [*cells, f"{token_name(at)}  #{at.position}"]))
+        cells += [f"{token_name(at)}  #{at.position}", label_text(attribution.labels, strong.layer, strong.feature)]
+        table.add_row(*(_plain(cell, console) for cell in cells[: len(table.columns)]))
     return table
+
+
+def _label_column(attribution: Attribution) -> list[str]:
+    return ["label"] if attribution.labels else []
 
 
 def _by_token(attribution: Attribution, console: Console) -> Table:
@@ -113,14 +122,15 @@ def _verified(attribution: Attribution) -> str:
 
 
 def _removed(attribution: Attribution, console: Console, top_k: int) -> Table:
-    table = _table(["feature", "predicted", "actual", "at"], left=[3])
+    table = _table(["feature", "predicted", "actual", "at", *_label_column(attribution)], left=[3, 4])
     for each in attribution.removed[:top_k]:
         name = str(each.feature)
         if len(attribution.effects) > 1:
             name = f"{attribution.effects[each.layer].dictionary.site}:{name}"
         at = f"{token_name(attribution.tokens[each.position])}  #{each.position}"
         cells = [name, signed(each.predicted), signed(each.actual), at]
-        table.add_row(*(_plain(cell, console) for cell in cells))
+        cells += [label_text(attribution.labels, each.layer, each.feature)]
+        table.add_row(*(_plain(cell, console) for cell in cells[: len(table.columns)]))
     return table
 
 
@@ -170,6 +180,7 @@ def to_dict(attribution: Attribution) -> dict[str, Any]:
         ],
         "removed": [dataclasses.asdict(each) for each in attribution.removed],
         "correlation": attribution.correlation,
+        "labels": label_dicts(attribution.labels),
         "warnings": list(attribution.warnings),
         "provenance": dataclasses.asdict(attribution.provenance),
     }
@@ -196,6 +207,8 @@ def to_jsonl(attribution: Attribution) -> str:
         for position, feature, activation, effect in zip(*entries, strict=True):
             row: dict[str, Any] = shared | named | {"position": position, "token": attribution.tokens[position].token}
             row |= {"feature_id": feature, "activation": activation, "effect": effect}
+            if label := label_text(attribution.labels, layer, feature):
+                row["label"] = label
             if (layer, position, feature) in actual:
                 row["actual"] = actual[layer, position, feature]
             rows.append(escape_surrogates(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n")

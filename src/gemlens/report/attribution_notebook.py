@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemlens.records.attribution import Attribution
+from gemlens.records.labels import label_text
 from gemlens.report.attribution import signed, terms
 from gemlens.report.visible import number, one_line, token_name
 
@@ -66,17 +67,21 @@ def _sums(attribution: Attribution) -> str:
 def _strongest(attribution: Attribution) -> str:
     from markupsafe import Markup
 
+    last = '<td style="padding-left:14px">{5}</td>' if attribution.labels else ""
+    row = '<tr><td style="{0}">{1}</td><td style="{0}">{2}</td><td style="{0}">{3}</td><td>{4}</td>' + last + "</tr>"
     rows = [
-        Markup('<tr><td style="{0}">{1}</td><td style="{0}">{2}</td><td style="{0}">{3}</td><td>{4}</td></tr>').format(
+        Markup(row).format(
             _CELL,
             strong.feature,
             attribution.effects[strong.layer].dictionary.site,
             signed(strong.effect),
             token_name(attribution.tokens[strong.position]),
+            one_line(label_text(attribution.labels, strong.layer, strong.feature)),
         )
         for strong in attribution.strongest(STRONGEST)
     ]
     heads = ("feature", "site", "effect")
     head = Markup("").join(Markup('<th style="{}">{}</th>').format(_CELL, name) for name in heads)
-    whole = '<table style="color:inherit;font-size:inherit"><tr>{}<th>largest at</th></tr>{}</table>'
-    return Markup(whole).format(head, Markup("").join(rows))
+    whole = '<table style="color:inherit;font-size:inherit"><tr>{}<th>largest at</th>{}</tr>{}</table>'
+    label = Markup('<th style="padding-left:14px">label</th>') if attribution.labels else ""
+    return Markup(whole).format(head, label, Markup("").join(rows))

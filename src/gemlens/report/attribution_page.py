@@ -9,13 +9,14 @@ import math
 from typing import Any, NamedTuple
 
 from gemlens.records.attribution import Attribution, Strong
+from gemlens.records.labels import label_text
 from gemlens.report import visible
 from gemlens.report.attribution import baselines, signed, terms
 from gemlens.report.facts import facts_of
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
 from gemlens.report.scatter import scatter
-from gemlens.report.visible import number, token_name
+from gemlens.report.visible import number, one_line, token_name
 
 __all__ = ["to_html"]
 
@@ -30,6 +31,8 @@ class _Row(NamedTuple):
     feature: int
     site: str
     link: str | None
+    label: str
+    """Empty where nobody said."""
     effect: str
     share: float
     """Of the largest effect, from -100 to 100."""
@@ -97,6 +100,7 @@ def _rows(attribution: Attribution, strongest: list[Strong]) -> list[_Row]:
                 feature=strong.feature,
                 site=info.site,
                 link=None if page is None else f"{page}{strong.feature}",
+                label=one_line(label_text(attribution.labels, strong.layer, strong.feature)),
                 effect=signed(strong.effect),
                 share=round(100 * strong.effect / most, 1),
                 token=token_name(attribution.tokens[strong.position]),

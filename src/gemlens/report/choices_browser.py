@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gemlens.records.choices import Choices
+from gemlens.records.labels import Labels, label_text
 from gemlens.report import visible
 from gemlens.report.choices_json import strongest_of
 from gemlens.report.links import neuronpedia_page
 
-__all__ = ["Labels", "browser"]
+__all__ = ["browser"]
 
-Labels = Mapping[int, Mapping[int, str]]
 """Dictionary's index -> feature -> what it is called."""
 
 # Features shown of a choice and layer: a page of 918 items and 26 layers stays under 10 MB.
@@ -26,8 +26,8 @@ def browser(found: Choices, labels: Labels) -> dict[str, Any]:
     named: list[dict[str, str]] = []
     for index, of_texts in enumerate(tops):
         shown = {feature for top in of_texts for feature, _, _ in top[:few]}
-        mine = labels.get(index, {})
-        named.append({str(feature): mine[feature] for feature in sorted(shown) if mine.get(feature)})
+        every = ((feature, visible.one_line(label_text(labels, index, feature))) for feature in sorted(shown))
+        named.append({str(feature): label for feature, label in every if label})
     return {
         "layers": [
             {"site": info.site, "link": neuronpedia_page(info), "labels": named[index]}

@@ -6,16 +6,17 @@ The template writes all that can be read without a script; the item browser gets
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gemlens.records.choices import CauseEffect, Choices, Example, FeatureTest
+from gemlens.records.labels import Labels, label_text
 from gemlens.report import visible
 from gemlens.report.axes import colour
-from gemlens.report.choices_browser import Labels, browser
+from gemlens.report.choices_browser import browser
 from gemlens.report.layers import Point, plot
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
@@ -33,25 +34,24 @@ class _Figure(NamedTuple):
     svg: str
 
 
-def to_html(found: Choices, *, labels: Labels | None = None) -> str:
+def to_html(found: Choices, *, labels: Labels = ()) -> str:
     """Return one HTML file that works offline."""
-    named = labels or {}
     return render(
         "choices",
         facts=_facts(found),
         found=found,
         title=f"Multiple choice: {found.dataset}" if found.scored else f"Contrast: {found.dataset}",
         figures=[_overlap(found), _counts(found), *_lens(found)],
-        layers=[_layer(found, index, named.get(index, {})) for index in range(len(found.dictionaries))],
+        layers=[_layer(found, index, labels) for index in range(len(found.dictionaries))],
         examples=[
-            (site, [_example(found, each, named.get(each.dictionary, {})) for each in group])
+            (site, [_example(found, each, labels) for each in group])
             for site, group in groupby(found.examples, key=lambda each: found.dictionaries[each.dictionary].site)
         ],
-        cause=_cause(found, named),
+        cause=_cause(found, labels),
         notes=[*_notes(found), *found.warnings],
         one_line=visible.one_line,
         colour=colour,
-        data=browser(found, named),
+        data=browser(found, labels),
     )
 
 
@@ -164,7 +164,7 @@ def _lens(found: Choices) -> list[_Figure]:
     ]
 
 
-def _layer(found: Choices, index: int, labels: Mapping[int, str]) -> dict[str, Any]:
+def _layer(found: Choices, index: int, labels: Labels) -> dict[str, Any]:
     info, tests = found.dictionaries[index], found.tests[index]
     shown = sorted(tests.features, key=lambda test: (not test.confirmed, test.p))[:_LISTED]
     link = neuronpedia_page(info)
@@ -174,14 +174,14 @@ def _layer(found: Choices, index: int, labels: Mapping[int, str]) -> dict[str, A
         "tested": tests.tested,
         "significant": tests.significant,
         "confirmed": tests.confirmed,
-        "rows": [_row(test, labels, link) for test in shown],
+        "rows": [_row(test, _label(labels, index, test.feature_id), link) for test in shown],
     }
 
 
-def _row(test: FeatureTest, labels: Mapping[int, str], link: str | None) -> dict[str, Any]:
+def _row(test: FeatureTest, label: str, link: str | None) -> dict[str, Any]:
     return {
         "feature": test.feature_id,
-        "label": labels.get(test.feature_id),
+        "label": label,
         "link": None if link is None else f"{link}{test.feature_id}",
         "confirmed": test.confirmed,
         "active": test.items,
@@ -199,7 +199,7 @@ def _p(value: float | None) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
-def _example(found: Choices, example: Example, labels: Mapping[int, str]) -> dict[str, Any]:
+def _example(found: Choices, example: Example, labels: Labels) -> dict[str, Any]:
     item = found.items[example.item]
     top = max((token.activation for text in example.texts for token in text), default=0.0)
     texts = [
@@ -220,11 +220,15 @@ def _example(found: Choices, example: Example, labels: Mapping[int, str]) -> dic
     return {
         "site": found.dictionaries[example.dictionary].site,
         "feature": example.feature_id,
-        "label": labels.get(example.feature_id),
+        "label": _label(labels, example.dictionary, example.feature_id),
         "id": item.id,
         "top": visible.number(top),
         "texts": sorted(texts, key=lambda text: not text["right"]),
     }
+
+
+def _label(labels: Labels, index: int, feature: int) -> str:
+    return visible.one_line(label_text(labels, index, feature))
 
 
 def _drawn(text: str) -> str:
@@ -248,7 +252,7 @@ def _cause(found: Choices, labels: Labels) -> dict[str, Any] | None:
 
 def _feature_name(found: Choices, effect: CauseEffect, labels: Labels) -> str:
     dictionary, feature = effect.features[0]
-    label = labels.get(dictionary, {}).get(feature)
+    label = _label(labels, dictionary, feature)
     return f"{found.dictionaries[dictionary].site}, feature {feature}" + (f": {label}" if label else "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gemlens.records.choices import Choices
+from gemlens.records.labels import Labels, label_text
 from gemlens.report.table import plain
 from gemlens.report.visible import number
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 
-def render(found: Choices, console: Console) -> None:
+def render(found: Choices, console: Console, *, labels: Labels = ()) -> None:
     """Print it; whatever comes from the user or the model is a ``Text``."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -36,12 +37,15 @@ def render(found: Choices, console: Console) -> None:
     table.add_column("site", no_wrap=True)
     for header in ("shared", "found", "confirmed", "feature", "right", "wrong", "q"):
         table.add_column(plain(header, console), justify="right", no_wrap=True)
-    for info, overlap, tests in zip(found.dictionaries, found.overlaps, found.tests, strict=True):
+    if labels:
+        table.add_column("label", no_wrap=True, overflow="ellipsis")
+    for index, (info, overlap, tests) in enumerate(zip(found.dictionaries, found.overlaps, found.tests, strict=True)):
         row = [f"{overlap.right_wrong:.2f}", str(tests.significant), str(tests.confirmed)]
         if tests.features:
             best = min(tests.features, key=lambda test: (not test.confirmed, test.p))
             row += [str(best.feature_id), number(best.right), number(best.wrong), f"{best.q:.2g}"]
-        table.add_row(Text(plain(info.site, console)), *row)
+            row += [label_text(labels, index, best.feature_id)]
+        table.add_row(*(Text(plain(cell, console)) for cell in [info.site, *row][: len(table.columns)]))
     console.print(table)
     if found.cause is not None:
         effect = found.cause.together

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gemlens.errors import InputError
 from gemlens.records.circuit import Circuit, CircuitNode, CircuitPath, NodeEvidence, NodeGroup, shown_label
 from gemlens.report.circuit_changes import Changes, changes_of, sides
@@ -78,8 +80,20 @@ def check_size(circuit: Circuit) -> None:
     if nodes > MOST_NODES or links > MOST_LINKS:
         raise InputError(
             f"this graph has {nodes:,} nodes and {links:,} links, a page draws {MOST_NODES:,} and {MOST_LINKS:,}; "
-            "prune it: lower --node-threshold (0.6, say) or --edge-threshold (0.9)"
+            f"prune it: lower --node-threshold ({_small_enough(circuit):g} is enough) or --edge-threshold"
         )
+
+
+def _small_enough(circuit: Circuit) -> float:
+    """A node threshold that leaves what a page draws; where influences are not known, one that mostly does."""
+    always = ("token", "target")  # pruning keeps them
+    own = np.array([0.0 if node.kind in always else node.influence for node in circuit.nodes], dtype=np.float64)
+    if np.isnan(own).any():
+        return 0.5
+    of_links = np.maximum(own[circuit.sources], own[circuit.targets])
+    steps = (step / 20 for step in range(19, 0, -1))
+    fit = (t for t in steps if (own <= t).sum() <= MOST_NODES and (of_links <= t).sum() <= MOST_LINKS)
+    return next(fit, 0.0)
 
 
 def page_data(

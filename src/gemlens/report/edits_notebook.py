@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gemlens.records.edits import Ablation, Steering
+from gemlens.records.labels import label_text
 from gemlens.report.ablation import heading, name_of
-from gemlens.report.steering import subject
+from gemlens.report.steering import labels_of, subject
 from gemlens.report.visible import inline, number, one_line
 
 __all__ = ["ablation_view", "steering_view"]
@@ -17,7 +18,8 @@ _CELL = "padding:2px 12px 2px 0;text-align:{};vertical-align:top"
 def steering_view(steering: Steering) -> str:
     """Return the answers side by side, with perplexity and KL."""
     rows = [(f"{d.strength:g}", number(d.perplexity), f"{d.kl:.3f}", d.text) for d in steering.doses]
-    head = f"{steering.prompt} · {subject(steering)} · {steering.mode}, strength in {steering.unit}"
+    named = "".join(f" · {feature}: {label}" for feature, label in labels_of(steering))
+    head = f"{steering.prompt} · {subject(steering)}{named} · {steering.mode}, strength in {steering.unit}"
     return _view(head, steering.warnings, [(("strength", "perplexity", "KL", "the model adds"), rows)])
 
 
@@ -30,12 +32,13 @@ def ablation_view(ablation: Ablation) -> str:
             f"{each.kl:.4f}",
             f"{each.kl_last:.4f}",
             "silent" if each.position is None else name_of(ablation.tokens[each.position]),
+            *([label_text(ablation.labels, each.dictionary, each.feature_id)] if ablation.labels else []),
         )
         for each in ablation.features
     ]
     following = [(f"{t.before:.4f}", f"{t.after:.4f}", inline(t.text)) for t in ablation.next_tokens]
     tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
-        (("feature", "max", "KL", "KL at the end", "strongest on"), features),
+        (("feature", "max", "KL", "KL at the end", "strongest on", *(["label"] if ablation.labels else [])), features),
         (("with", "without", "next token"), following),
     ]
     return _view(f"{ablation.prompt} · {heading(ablation)}", ablation.warnings, tables)

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from gemlens.records import DictionaryInfo, Provenance
 from gemlens.records.edits import Ablation, Steering
+from gemlens.records.labels import label_text
 from gemlens.report import visible
 from gemlens.report.ablation import heading, name_of
 from gemlens.report.dose import dose_plot
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
-from gemlens.report.steering import subject
-from gemlens.report.visible import number
+from gemlens.report.steering import labels_of, subject
+from gemlens.report.visible import number, one_line
 
 __all__ = ["ablation_to_html", "level", "steering_to_html"]
 
@@ -57,6 +58,7 @@ def steering_to_html(steering: Steering) -> str:
         title=steering.prompt,
         lead=f"Steering {subject(steering)}: {steering.mode}, strength in {steering.unit}; {steering.positions}.",
         links=_links(steering.dictionary, steering.features),
+        labels=labels_of(steering),
         doses=doses,
         plots=[
             (
@@ -80,6 +82,7 @@ def ablation_to_html(ablation: Ablation) -> str:
         {
             "link": _link(ablation.dictionaries[each.dictionary], each.feature_id),
             "id": each.feature_id,
+            "label": one_line(label_text(ablation.labels, each.dictionary, each.feature_id)),
             "site": ablation.dictionaries[each.dictionary].site,
             "max": number(each.max_activation) if each.position is not None else "silent",
             "on": "" if each.position is None else name_of(ablation.tokens[each.position]),

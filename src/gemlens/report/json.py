@@ -13,6 +13,7 @@ from typing import Any
 
 from gemlens.records import SCHEMA_VERSION, Analysis, FeatureActivation, TokenRecord
 from gemlens.records.labels import Label
+from gemlens.report.label_fields import label_dict
 from gemlens.report.visible import escape_surrogates
 
 __all__ = ["to_dict", "to_json", "to_jsonl"]
@@ -35,7 +36,7 @@ def to_dict(analysis: Analysis) -> dict[str, Any]:
         "max_new_tokens": analysis.max_new_tokens,
         "dictionaries": [dataclasses.asdict(dictionary) for dictionary in analysis.dictionaries],
         "tokens": [_token(analysis, token) for token in analysis.tokens],
-        "labels": [_label(k, label) for k, label in _named(analysis)],
+        "labels": [label_dict(k, label) for k, label in _named(analysis)],
         "warnings": list(analysis.warnings),
         "provenance": dataclasses.asdict(analysis.provenance),
     }
@@ -100,9 +101,3 @@ def _named(analysis: Analysis) -> list[tuple[int, Label]]:
     """Labels of the features that are listed, by dictionary and feature."""
     listed = sorted({(each.dictionary, each.feature_id) for token in analysis.tokens for each in token.features})
     return [(k, label) for k, feature in listed if (label := analysis.label_of(k, feature))]
-
-
-def _label(dictionary: int, label: Label) -> dict[str, Any]:
-    names = ("text", "source", "method", "model", "confidence", "polysemantic", "position", "created")
-    said = {"dictionary": dictionary, "feature_id": label.feature} | {name: getattr(label, name) for name in names}
-    return said | {"scores": [dataclasses.asdict(score) for score in label.scores]}

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemlens.records import SCHEMA_VERSION
-from gemlens.records.lens import FeatureLens, ResidualLens, TokenLogit
+from gemlens.records.labels import label_text
+from gemlens.records.lens import FeatureLens, FeatureTokens, ResidualLens, TokenLogit
+from gemlens.report.label_fields import label_dicts
 from gemlens.report.table import plain
 from gemlens.report.visible import escape_surrogates, inline, token_name
 
@@ -41,10 +43,11 @@ def render_features(lens: FeatureLens, console: Console) -> None:
     _warnings(lens.warnings, console)
     console.print()
     console.print(_text(heading(lens), console, "bold"))
-    table = _table("feature", "for", "against")
+    table = _table("feature", *(["label"] if lens.labels else []), "for", "against")
     for each in lens.features:
         ends = (", ".join(f"{text} {logit}" for text, logit in token_list(end)) for end in (each.top, each.bottom))
-        table.add_row(str(each.feature), *(_text(end, console) for end in ends))
+        label = [label_text(lens.labels, 0, each.feature)] if lens.labels else []
+        table.add_row(str(each.feature), *(_text(cell, console) for cell in (*label, *ends)))
     console.print(table)
 
 
@@ -97,7 +100,8 @@ def to_json(lens: FeatureLens | ResidualLens) -> str:
             "dictionary": dataclasses.asdict(lens.dictionary),
             "writes": list(lens.writes),
             "agreement": lens.agreement,
-            "features": [dataclasses.asdict(each) | {"agreement": each.agreement} for each in lens.features],
+            "features": [_feature(lens, each) for each in lens.features],
+            "labels": label_dicts(lens.labels),
         }
     else:
         about |= {"prompt": lens.prompt, "system": lens.system, "prompt_text": lens.prompt_text}
@@ -113,9 +117,12 @@ def to_jsonl(lens: FeatureLens | ResidualLens) -> str:
         return "".join(_dumped(shared | row) + "\n" for row in _rows(lens))
     info = lens.dictionary
     shared |= {"sae_release": info.release, "sae_category": info.category, "sae_id": info.id, "site": info.site}
-    return "".join(
-        _dumped(shared | dataclasses.asdict(each) | {"agreement": each.agreement}) + "\n" for each in lens.features
-    )
+    return "".join(_dumped(shared | _feature(lens, each)) + "\n" for each in lens.features)
+
+
+def _feature(lens: FeatureLens, each: FeatureTokens) -> dict[str, Any]:
+    label = label_text(lens.labels, 0, each.feature)
+    return dataclasses.asdict(each) | {"agreement": each.agreement} | ({"label": label} if label else {})
 
 
 def _rows(lens: ResidualLens) -> Iterator[dict[str, Any]]:

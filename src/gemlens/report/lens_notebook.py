@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gemlens.records.labels import label_text
 from gemlens.records.lens import FeatureLens, ResidualLens
 from gemlens.report.lens import heading, percent, token_list
 from gemlens.report.visible import inline, one_line, token_name
@@ -17,11 +18,16 @@ _DEEPEST = 0.5
 
 def feature_view(lens: FeatureLens) -> str:
     """Return a table of the tokens that each feature speaks for and against."""
+    named = bool(lens.labels)
     rows = [
-        [str(each.feature), *(", ".join(text for text, _ in token_list(end, SHOWN)) for end in (each.top, each.bottom))]
+        [
+            str(each.feature),
+            *([label_text(lens.labels, 0, each.feature)] if named else []),
+            *(", ".join(text for text, _ in token_list(end, SHOWN)) for end in (each.top, each.bottom)),
+        ]
         for each in lens.features
     ]
-    return _view(heading(lens), lens.warnings, ["feature", "for", "against"], rows)
+    return _view(heading(lens), lens.warnings, ["feature", *(["label"] if named else []), "for", "against"], rows)
 
 
 def residual_view(lens: ResidualLens) -> str:

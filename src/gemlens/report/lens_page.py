@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gemlens.records.labels import label_text
 from gemlens.records.lens import FeatureLens, ResidualLens
 from gemlens.report.facts import facts_of
 from gemlens.report.lens import heading, percent, token_list
 from gemlens.report.links import neuronpedia_page
 from gemlens.report.page import render
-from gemlens.report.visible import inline, token_name
+from gemlens.report.visible import inline, one_line, token_name
 
 __all__ = ["features_to_html", "residual_to_html"]
 
@@ -40,6 +41,7 @@ def features_to_html(lens: FeatureLens) -> str:
         features=[
             {
                 "id": each.feature,
+                "label": one_line(label_text(lens.labels, 0, each.feature)),
                 "link": None if page is None else f"{page}{each.feature}",
                 "ends": [("for", token_list(each.top)), ("against", token_list(each.bottom))],
                 "agreement": None if each.agreement is None else percent(each.agreement),

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from gemlens.records import SCHEMA_VERSION
 from gemlens.records.edits import Dose, Steering
+from gemlens.records.labels import label_text
+from gemlens.report.label_fields import label_dicts
 from gemlens.report.table import plain
-from gemlens.report.visible import escape_surrogates, number
+from gemlens.report.visible import escape_surrogates, number, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["render", "subject", "to_dict", "to_json", "to_jsonl"]
+__all__ = ["labels_of", "render", "subject", "to_dict", "to_json", "to_jsonl"]
 
 
 def subject(steering: Steering) -> str:
@@ -25,10 +27,17 @@ def subject(steering: Steering) -> str:
     return f"{many} {', '.join(map(str, steering.features))} of {steering.dictionary.id}, written at {steering.site}"
 
 
+def labels_of(steering: Steering) -> list[tuple[int, str]]:
+    """Of the features that have one, on one line each."""
+    named = ((feature, label_text(steering.labels, 0, feature)) for feature in steering.features)
+    return [(feature, one_line(label)) for feature, label in named if label]
+
+
 def to_dict(steering: Steering) -> dict[str, Any]:
     """The record as plain values, the derived figures included."""
     found = {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(steering)
-    return found | {"unit": steering.unit, "doses": [_dose(dose) for dose in steering.doses]}
+    doses = [_dose(dose) for dose in steering.doses]
+    return found | {"unit": steering.unit, "doses": doses, "labels": label_dicts(steering.labels)}
 
 
 def to_json(steering: Steering) -> str:
@@ -43,6 +52,7 @@ def to_jsonl(steering: Steering) -> str:
         "prompt": steering.prompt,
         "dictionary": None if info is None else f"{info.release}/{info.category}/{info.id}",
         "features": list(steering.features),
+        "labels": dict(labels_of(steering)),
         "direction": steering.direction,
         "site": steering.site,
         "mode": steering.mode,
@@ -67,6 +77,8 @@ def render(steering: Steering, console: Console) -> None:
     console.print(Text(plain(steering.prompt, console), style="bold"), no_wrap=True, overflow="ellipsis")
     said = f"{subject(steering)}; {steering.mode}, strength in {steering.unit}; {steering.positions}"
     console.print(Text(plain(said, console), style="dim"))
+    for feature, label in labels_of(steering):
+        console.print(Text.assemble((f"{feature}: ", "dim"), plain(label, console)))
     for warning in steering.warnings:
         console.print(Text.assemble(("warning: ", "bold yellow"), plain(warning, console)))
     table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="dim")

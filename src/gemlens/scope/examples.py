@@ -157,6 +157,14 @@ class Examples:
             raise self._wrong(index, f"a position out of range: sequences have {self.length} tokens")
         return out
 
+    def top_tokens(self, features: Sequence[int]) -> dict[int, list[int]]:
+        """Ids of the tokens that each feature promotes, largest logit first; of none where the file has none."""
+        self.check(features)
+        if "top_tokens" not in self._file or not features:
+            return {}
+        (rows,) = self._file.rows([("top_tokens", features)])
+        return dict(zip(features, rows.tolist(), strict=True))
+
     def check(self, features: Sequence[int]) -> None:
         """Raise NotFoundError for a feature that the dictionary does not have."""
         for index in features:

@@ -18,15 +18,16 @@ from pathlib import Path
 from types import TracebackType
 
 from gemlens.batched import batched
+from gemlens.errors import GemlensError
 from gemlens.paths import data_dir
 from gemlens.records import DictionaryInfo
-from gemlens.records.labels import Label, Score, best_label
+from gemlens.records.labels import Label, Labels, Score, best_label
 from gemlens.scope.label_names import Named, key_of
 from gemlens.scope.label_rows import COLUMNS, SCORE_COLUMNS, check, label_of, row, score_row
 from gemlens.scope.label_schema import connect, is_store, told
 from gemlens.scope.label_search import search
 
-__all__ = ["LabelStore", "label_file", "labels_for", "now"]
+__all__ = ["LabelStore", "label_file", "labels_at_hand", "labels_for", "now"]
 
 _HOLES = ", ".join("?" * (3 + len(COLUMNS.split(", "))))
 
@@ -56,6 +57,20 @@ def labels_for(info: DictionaryInfo, features: Iterable[int]) -> dict[int, Label
     with LabelStore() as store:
         every = store.of(key_of(info), features)
     return {feature: best for feature, labels in every.items() if (best := best_label(labels))}
+
+
+def labels_at_hand(parts: Iterable[tuple[DictionaryInfo, Iterable[int]]]) -> tuple[Labels, tuple[str, ...]]:
+    """The labels to show beside a result: of dictionaries, each with the features that the result names.
+
+    Returns:
+        Feature -> label, aligned with ``parts``, and empty if there is none at all; and a warning where the store
+        cannot be read: labels are a help beside the thing itself.
+    """
+    try:
+        found = tuple(labels_for(info, ids) for info, ids in parts)
+    except GemlensError as error:
+        return (), (f"labels are not shown: {error}",)
+    return (found if any(found) else ()), ()
 
 
 class LabelStore:

@@ -24,6 +24,7 @@ from gemlens.sites import Site
 from gemlens.study.analysis import provenance_of, text_of
 from gemlens.study.fit_check import check_fit
 from gemlens.study.intervene import steer
+from gemlens.study.labelled import labelled
 from gemlens.study.places import Active, Places, Positions, in_words
 
 __all__ = ["ablation"]
@@ -79,6 +80,7 @@ def ablation(
     before, after = _answers(model, text.ids, known, factors[:2], where_to, max_new_tokens, options)
     places = Places.of(model, [part.info for part in selected], positions, where, bos)
     mask = _edited(model, text.ids, places)
+    labels, unlabelled = labelled(known)
     return Ablation(
         prompt=prompt,
         system=system,
@@ -92,7 +94,8 @@ def ablation(
         answer_before=before,
         answer_after=after,
         provenance=provenance_of(model, seed, temperature if sampled else None, top_p if sampled else None),
-        warnings=warnings,
+        warnings=warnings + unlabelled,
+        labels=labels,
     )
 
 

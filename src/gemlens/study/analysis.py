@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from gemlens import __version__
-from gemlens.errors import GemlensError, InputError
+from gemlens.errors import InputError
 from gemlens.lm.gemma import Model
 from gemlens.lm.text import encode_prompt, pieces, prompt_text, texts
 from gemlens.records import ActiveFeatures, Analysis, DictionaryInfo, FeatureActivation, Provenance, TokenRecord
 from gemlens.records.labels import Label
 from gemlens.scope.features import Features
-from gemlens.scope.labels import labels_for
 from gemlens.scope.sae import SAE
 from gemlens.sites import Site
 from gemlens.study.fit_check import check_fit
+from gemlens.study.labelled import labelled
 
 __all__ = [
     "Study",
@@ -126,7 +126,8 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
     if study.excluded:
         found = [each.without(left_out) for each, left_out in zip(found, study.excluded, strict=True)]
     features = [at_tokens(each, read).split(lengths) for each in found]
-    labels, unlabelled = _labels(infos, features)
+    fired = ({feature for part in parts for feature in part.ids.tolist()} for parts in features)
+    labels, unlabelled = labelled(zip(study.dictionaries, fired, strict=True))
     return [
         Analysis(
             prompt=text.prompt,
@@ -140,24 +141,13 @@ def analyses(study: Study, texts: Sequence[Text], read_out: dict[Site, Tensor]) 
             activations=tuple(_active(part) for part in parts),
             provenance=study.provenance,
             warnings=study.warnings + unlabelled,
-            labels=tuple(_fire(named, part) for named, part in zip(labels, parts, strict=True)) if any(labels) else (),
+            labels=tuple(map(_fire, labels, parts)),
         )
         for text, mine, *parts in zip(texts, read_of, *features, strict=True)
     ]
 
 
-def _labels(
-    infos: Sequence[DictionaryInfo], features: Sequence[Sequence[Features]]
-) -> tuple[list[dict[int, Label]], tuple[str, ...]]:
-    """What the features of each dictionary are called, and a warning where the store cannot be read."""
-    try:
-        fired = ({feature for part in parts for feature in part.ids.tolist()} for parts in features)
-        return [labels_for(info, ids) for info, ids in zip(infos, fired, strict=True)], ()
-    except GemlensError as error:  # labels are a help beside the thing itself
-        return [{} for _ in infos], (f"labels are not shown: {error}",)
-
-
-def _fire(labels: dict[int, Label], features: Features) -> dict[int, Label]:
+def _fire(labels: Mapping[int, Label], features: Features) -> dict[int, Label]:
     """Labels of the features that fire in one text."""
     return {feature: labels[feature] for feature in sorted(set(features.ids.tolist())) if feature in labels}
 

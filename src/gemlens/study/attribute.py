@@ -27,6 +27,7 @@ from gemlens.scope.sae import SAE
 from gemlens.study.analysis import Text, chat_opening, counted, provenance_of, text_of
 from gemlens.study.decomposition import Decomposed, decompose, read_and_written
 from gemlens.study.fit_check import check_fit
+from gemlens.study.labelled import labelled
 from gemlens.study.outputs import Dictionary
 from gemlens.study.passes import Passes, passes
 from gemlens.study.targets import Target, TargetOf, logit
@@ -84,6 +85,7 @@ def attribute(
     known = [decompose(dictionary, run.values, read) for dictionary in several]
     found = method(run, known)
     effects = tuple(chain.from_iterable(map(_effects, known, found)))
+    labels, unlabelled = labelled((each.dictionary, s.features.ids.tolist()) for each in known for s in each.sources)
     return Attribution(
         prompt=text.prompt,
         system=text.system,
@@ -97,7 +99,8 @@ def attribute(
         completeness=tuple(map(_completeness, known, found)),
         removed=_removed(run, known, effects, verify),
         provenance=provenance_of(model),
-        warnings=warnings,
+        warnings=warnings + unlabelled,
+        labels=labels,
     )
 
 

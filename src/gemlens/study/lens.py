@@ -26,6 +26,7 @@ from gemlens.scope.selected import select
 from gemlens.sites import Site
 from gemlens.study.analysis import provenance_of, text_of
 from gemlens.study.fit_check import check_fit
+from gemlens.study.labelled import labelled
 
 __all__ = ["lens", "residual_lens"]
 
@@ -80,7 +81,16 @@ def lens(
         info = replace(
             info, site=str(chosen.reads), layer=chosen.reads.layer, width=dictionary.layer(chosen.reads).encoder.width
         )
-    return FeatureLens(model.name, info, tuple(map(str, sites)), tuple(found), provenance_of(model), warnings)
+    labels, unlabelled = labelled([(dictionary, chosen.ids)])
+    return FeatureLens(
+        model_id=model.name,
+        dictionary=info,
+        writes=tuple(map(str, sites)),
+        features=tuple(found),
+        provenance=provenance_of(model),
+        warnings=warnings + unlabelled,
+        labels=labels,
+    )
 
 
 def _parts(ids: Sequence[int]) -> list[Sequence[int]]:

@@ -29,6 +29,7 @@ from gemlens.study.directions import steer_direction
 from gemlens.study.doses import doses, with_neutral
 from gemlens.study.fit_check import check_fit
 from gemlens.study.intervene import Features, steer
+from gemlens.study.labelled import labelled
 from gemlens.study.modes import Mode, Relative, strengths_of
 from gemlens.study.places import Active, Positions, in_words
 
@@ -97,6 +98,7 @@ def steer_sweep(
         )
 
     neutral = 1.0 if mode == "scale" else 0.0
+    labels, unlabelled = labelled([(dictionary, chosen.ids)])
     text = text_of(model, prompt, system=system, chat=chat, room=max_new_tokens)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "greedy": greedy, "seed": seed}
     return Steering(
@@ -115,7 +117,8 @@ def steer_sweep(
         max_new_tokens=max_new_tokens,
         doses=doses(model, text.ids, with_neutral(strengths, neutral), opened, max_new_tokens, neutral, **sampling),
         provenance=_provenance(model, sampling),
-        warnings=warnings,
+        warnings=warnings + unlabelled,
+        labels=labels,
     )
 
 

@@ -1,7 +1,7 @@
 """The local replacement model, frozen at one prompt: what is left of a Gemma is a linear map, and known.
 
     mid_l   = resid_l + sum_heads pattern * (resid_l * in_scale @ value) @ out * post_scale
-    resid_l+1 = mid_l + features + decoder bias + (mid_l * mlp_scale) @ skip + error
+    resid_l+1 = mid_l + features + decoder bias + (mid_l * mlp_scale) @ skip + error + edits
 
 Attention patterns and the scales of all norms (one over the root mean square, a number a position) are those of a
 clean pass. Norm weights are folded into the matrices beside them and scales into the patterns, so that the map of a
@@ -78,6 +78,8 @@ class Forward(NamedTuple):
     """[n, d_model], the residual stream between attention and MLP."""
     mlp_out: Tensor
     """[n, d_model]"""
+    added: Tensor
+    """[n, d_model], what the output has beyond the two: what an edit of the residual stream adds, and rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +115,14 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
         raise MismatchError(f"the attention of {model.name} has biases; circuits know Gemmas, which have none")
     wanted = [
         Site(0, "embed"),
-        *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out")),
+        *(Site(layer, name) for layer in range(len(blocks)) for name in ("resid_mid", "mlp_out", "resid_post")),
     ]
-    last = Site(len(blocks) - 1, "resid_post")
     with ExitStack() as stack:
         stack.enter_context(_eager(model))
         patterns = stack.enter_context(_patterns(blocks))
         entries = [stack.enter_context(read(block.input_layernorm, "input")) for block in blocks]
         attended = [stack.enter_context(read(block.post_attention_layernorm, "input")) for block in blocks]
-        found = stack.enter_context(reading(model, {*wanted, *sites, last}))
+        found = stack.enter_context(reading(model, {*wanted, *sites}))
         model.backbone(input_ids=ids[None].to(model.device), use_cache=False)
     one = {site: tensors[0][0] for site, tensors in found.items()}
     check_finite(model, one)
@@ -136,8 +137,9 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
         )
         norm = block.pre_feedforward_layernorm
         mlp_out = one[Site(index, "mlp_out")].to(kind)
-        layers.append(Forward(attention, norm_scale(norm, middle), norm_weight(norm, kind), middle, mlp_out))
-    final = one[last].to(kind)
+        final = one[Site(index, "resid_post")].to(kind)
+        scale, weight, added = norm_scale(norm, middle), norm_weight(norm, kind), final - middle - mlp_out
+        layers.append(Forward(attention, scale, weight, middle, mlp_out, added))
     return CleanRun(
         embedding=one[wanted[0]].to(kind),
         layers=tuple(layers),

@@ -93,7 +93,7 @@ class Nodes:
     errors: Tensor
     """[layers, n, d_model], MLP output minus reconstruction."""
     constants: Tensor
-    """[layers, n, d_model], what is written that is no node's: decoder biases, and features that were not kept."""
+    """[layers, n, d_model], what is written that is no node's: decoder biases, features that were not kept, edits."""
     n_active: int
     """Features that fire, kept or not."""
 
@@ -161,7 +161,7 @@ def nodes_of(run: CleanRun, transcoders: Transcoders, read: Tensor) -> Nodes:
     """What fires on a clean run whose ``found`` holds ``sites_of(transcoders)``; ``read`` is bool [n]."""
     dictionaries: Sequence[Dictionary] = [transcoders] if isinstance(transcoders, MultiLayer) else list(transcoders)
     errors = torch.stack([layer.mlp_out for layer in run.layers])
-    constants = torch.zeros_like(errors)
+    constants = torch.stack([layer.added for layer in run.layers])
     at = read.nonzero()[:, 0]
     parts: dict[int, Part] = {}
     index, values = [], []
