@@ -13,9 +13,10 @@ import pytest
 
 from gemlens.app.circuit_files import page_of
 from gemlens.files import write
-from gemlens.records.circuit import CircuitView, NodeEvidence, NodeGroup
+from gemlens.records.circuit import CircuitView, NodeEvidence, NodeGroup, shown_label
 from gemlens.report.circuit_page import to_html
 from gemlens.report.graph_file import circuit_from_dict, circuit_to_dict, circuit_to_json, read_circuit
+from gemlens.report.visible import inline
 from gemlens.scope.sets import find_set, load_set
 from gemlens.study.circuit.difference import difference
 from gemlens.study.circuit.evidence import evidence_of
@@ -422,13 +423,13 @@ def test_a_circuit_of_the_starter(visit, starter):
     search(page, "paris")
     assert "Paris" in chosen(page)
     assert page.locator("#node .inputs .link, #node .link").count() > 3
-    strongest = max((n for n in found.nodes if n.kind == "feature"), key=lambda node: node.influence or 0)
+    strongest = min((n for n in found.nodes if n.kind == "feature"), key=lambda node: node.influence or 1)
     search(page, f"{strongest.layer}/{strongest.feature}")
-    said = page.locator("#node").text_content()
-    assert str(strongest.feature) in said
-    assert page.locator("#node mark").count(), "an example, the tokens that it fires on marked"
+    assert str(strongest.feature) in page.locator("#node").text_content()
+    assert page.locator("#node .example .hot").count(), "an example, the tokens that it fires on shaded"
     page.click("#pin-paths")
-    assert any("Paris" in name for name in boxes(page))
+    likeliest = next(node for node in found.nodes if node.first_target)
+    assert f"{inline(shown_label(likeliest))}, target" in boxes(page)
     page.click("#suggest")
     assert saved(page)["nodes"] == json.loads(circuit_to_json(found))["nodes"]
 

@@ -310,7 +310,7 @@ def test_a_steered_models_rows_add_up_and_what_steering_adds_is_nobodys_effect(s
     plain = circuit(model, transcoders, PROMPT)
     with steer(model, sae, [3, 5], 2.0, relative_to=None):
         steered = circuit(model, transcoders, PROMPT)
-        seen = activations(model, torch.tensor([t.token_id for t in steered.tokens]), [Site(4, "mlp_in")])
+        seen = activations(model, torch.tensor([[t.token_id for t in steered.tokens]]), [Site(4, "mlp_in")])
     sums = steered.edges.astype(float).sum(axis=1) + steered.biases
     values = np.concatenate([steered.pre_activations, steered.target_values])
     close(sums, values, np.abs(steered.edges).max(axis=1))

@@ -189,10 +189,10 @@ def test_open_refuses_in_one_line(tmp_path, capsys, monkeypatch):
 def test_a_file_of_a_hundred_megabytes_is_refused_with_a_way_out_that_works(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     large = Path("large.json")
-    write(circuit_to_json(big_circuit(nodes=12_000, links=1_000_000)), large)
+    write(circuit_to_json(big_circuit(nodes=12_000, links=1_200_000)), large)
     assert large.stat().st_size > 100e6
     refused = run(capsys, "circuit", "open", large)
-    assert_refused(refused, "1,000,000 links", "--node-threshold")
+    assert_refused(refused, "1,200,000 links", "--node-threshold")
     enough = re.search(r"--node-threshold \(([\d.]+) is enough\)", refused.err)[1]
     ran = run(capsys, "circuit", "open", large, "--node-threshold", enough, "--out", "page.html")
     assert ran.code == 0, ran.err

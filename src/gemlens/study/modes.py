@@ -92,7 +92,7 @@ def write(rows: Tensor, strength: Tensor, mode: str, relative_to: str | None) ->
     def written(x: Tensor, now: Now) -> Tensor:
         if len(strength) not in (1, len(x)):
             raise InputError(f"strengths for {len(strength)} texts, but the model reads {len(x)} together")
-        s = strength.expand(-1, -1, len(rows))
+        s = strength.to(rows.dtype).expand(-1, -1, len(rows))
         wide = x.to(rows)
         if relative_to == "norm":
             s = s * wide.norm(dim=-1, keepdim=True) / lengths

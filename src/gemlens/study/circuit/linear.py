@@ -29,18 +29,44 @@ from gemlens.sites import Site
 __all__ = ["Attention", "CleanRun", "Forward", "attention_of", "clean_run", "norm_scale", "norm_weight"]
 
 
+class _Folded:
+    """The output projection of one block at a time, its norm's weight folded in: all of them would be copies as large
+    as the model's own."""
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._folded: Tensor | None = None
+
+    def __call__(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Valid until the next call for another block."""
+        if self._of is not weight:
+            self._folded, self._of = torch.mul(weight, scale[:, None], out=self._folded), weight
+        assert self._folded is not None
+        return self._folded
+
+
 @dataclass(frozen=True, eq=False)
 class Attention:
     """The attention of one block as a linear map of the residual stream, [n, d_model] to what it adds there."""
 
     mix: Tensor
     """[kv heads, n keys, n queries, heads a kv head], the pattern times the scales of both norms."""
-    out: Tensor
-    """[d_model, heads * head_dim], output projection and the post norm's weight."""
+    out_weight: Tensor
+    """[d_model, heads * head_dim], the model's own."""
+    out_scale: Tensor
+    """[d_model], the post norm's weight."""
+    folded: _Folded
+    """Shared by all blocks."""
     value: Tensor
     """[kv heads * head_dim, d_model], value projection and the input norm's weight."""
     reach: int
     """No query sees a key further back than so many positions: the window, or the prompt."""
+
+    @property
+    def out(self) -> Tensor:
+        """[d_model, heads * head_dim], output projection and the post norm's weight; until another block's is asked
+        for."""
+        return self.folded(self.out_weight, self.out_scale)
 
     @property
     def kv_heads(self) -> int:
@@ -126,12 +152,13 @@ def clean_run(model: Model, ids: Tensor, sites: Sequence[Site]) -> CleanRun:
         model.backbone(input_ids=ids[None].to(model.device), use_cache=False)
     one = {site: tensors[0][0] for site, tensors in found.items()}
     check_finite(model, one)
-    layers = []
+    layers, folded = [], _Folded()
     for index, block in enumerate(blocks):
         middle = one[Site(index, "resid_mid")].to(kind)
         attention = attention_of(
             block,
             patterns[index],
+            folded,
             in_scale=norm_scale(block.input_layernorm, entries[index][0][0].to(kind)),
             post_scale=norm_scale(block.post_attention_layernorm, attended[index][0][0].to(kind)),
         )
@@ -159,16 +186,23 @@ def norm_weight(norm: Any, kind: torch.dtype) -> Tensor:
     return 1 + norm.weight.to(kind)
 
 
-def attention_of(block: Any, pattern: Tensor, *, in_scale: Tensor, post_scale: Tensor) -> Attention:
+def attention_of(block: Any, pattern: Tensor, folded: _Folded, *, in_scale: Tensor, post_scale: Tensor) -> Attention:
     """The attention of one block under ``pattern``, [heads, queries, keys]; scales [n] of the norms about it."""
     kind, heads = in_scale.dtype, len(pattern)
-    out = block.self_attn.o_proj.weight.to(kind) * norm_weight(block.post_attention_layernorm, kind)[:, None]
+    out = block.self_attn.o_proj.weight.detach()
     value = block.self_attn.v_proj.weight.to(kind) * norm_weight(block.input_layernorm, kind)
     groups = len(value) * heads // out.shape[1]
     query, key = pattern.any(dim=0).nonzero(as_tuple=True)
     scaled = pattern.to(kind) * post_scale[:, None] * in_scale
     mix = scaled.unflatten(0, (groups, heads // groups)).permute(0, 3, 2, 1).contiguous()
-    return Attention(mix, out.contiguous(), value.contiguous(), int((query - key).max()) if len(query) else 0)
+    return Attention(
+        mix,
+        out,
+        norm_weight(block.post_attention_layernorm, kind),
+        folded,
+        value.contiguous(),
+        reach=int((query - key).max()) if len(query) else 0,
+    )
 
 
 @contextmanager

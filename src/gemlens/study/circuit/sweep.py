@@ -155,7 +155,7 @@ class Sweep:
 
     def __call__(self, rows: Rows) -> Iterator[Effects]:
         """Effects on all rows, block by block."""
-        step = sum(a.shape[0] * a.shape[1] // self.d for a in (self.attention.out, self.attention.value))
+        step = sum(a.shape[0] * a.shape[1] // self.d for a in (self.attention.out_weight, self.attention.value))
         meet = middle(self.nodes, rows.layer, rows.position, d=self.d, step=step * self.d, room=self.room)
         lower, upper = ((rows.layer < meet).nonzero()[:, 0], (rows.layer >= meet).nonzero()[:, 0])
         for block in self.blocks(rows, lower):

@@ -156,7 +156,7 @@ _CELLS = 2048
 
 def _cells(scene: Scene, memory: int) -> int:
     attention = scene.run.layers[0].attention
-    widths = [scene.run.embedding.shape[1] * 2, attention.out.shape[1], attention.value.shape[0]]
+    widths = [scene.run.embedding.shape[1] * 2, attention.out_weight.shape[1], attention.value.shape[0]]
     return max(64, min(_CELLS, memory // 8 // (4 * sum(widths))))
 
 
