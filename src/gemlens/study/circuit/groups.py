@@ -140,20 +140,21 @@ def _cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(unit @ unit.T, 0, 1)
 
 
-def _words(node: CircuitNode, known: NodeEvidence | None) -> frozenset[str]:
+def _words(node: CircuitNode, known: NodeEvidence | None) -> tuple[str, ...]:
+    """Each once, in the order of the text."""
     label = shown_label(node) or (known.label if known else "")
     text = label or " ".join(token for token, _ in (known.top_tokens if known else ())[:5])
-    return frozenset(word for word in _WORD.findall(text.lower()) if word not in _COMMON)
+    return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word not in _COMMON))
 
 
-def _telling(words: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+def _telling(words: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Without words that a third of all nodes have: they tell none from another."""
     counts = Counter(word for own in words for word in own)
-    return [frozenset(word for word in own if counts[word] <= max(2, len(words) / 3)) for own in words]
+    return [tuple(word for word in own if counts[word] <= max(2, len(words) / 3)) for own in words]
 
 
-def _jaccard(words: Sequence[frozenset[str]]) -> NDArray[np.float64]:
-    column = {word: k for k, word in enumerate(sorted(frozenset().union(*words)))}
+def _jaccard(words: Sequence[tuple[str, ...]]) -> NDArray[np.float64]:
+    column = {word: k for k, word in enumerate(sorted(set().union(*words)))}
     table = np.zeros((len(words), len(column)))
     for k, own in enumerate(words):
         table[k, [column[word] for word in own]] = 1
