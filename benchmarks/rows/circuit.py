@@ -77,11 +77,16 @@ def _same(tokens: int, *, skip: bool) -> Any:
 
 CASES = [
     Case(
-        f"{tokens} tokens{', affine skips' if skip else ''}",
+        f"{tokens} tokens{', affine skips' if skip else ''}{', once' if once else ''}",
         {"gemlens": _gemlens(tokens, skip=skip), "circuit-tracer": _circuit_tracer(tokens, skip=skip)},
         {"circuit-tracer": Aim(faster=aim)} if aim else {},
         _same(tokens, skip=skip),
-        repetitions=1 if skip and tokens > 6 else None,  # of theirs, each takes minutes
+        repetitions=1 if once else None,
     )
-    for tokens, skip, aim in ((6, False, 10), (6, True, None), (19, False, 6.5), (19, True, None))
+    for tokens, skip, aim, once in (
+        (6, False, 10, False),
+        (6, True, None, False),
+        (19, False, 6.5, False),
+        (19, True, None, True),
+    )
 ]
