@@ -32,12 +32,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(there)}; all of them if none is named")
     parser.add_argument("--repeat", type=int, default=REPETITIONS, help="fewer than 3, to try a row, write nothing")
+    parser.add_argument(
+        "--case",
+        default="",
+        metavar="WORDS",
+        help="time the cases with these words in their names; others stay as kept",
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.rows) - set(there)):
         parser.error(f"no row is called {unknown[0]}; there are {', '.join(there)}")
     different = []
     for row in options.rows or there:
-        record = run_row(row, options.repeat)
+        record = run_row(row, options.repeat, options.case)
         different += [
             f"{row}: {each['case']}" for each in record["cases"] if not each.get("same", {}).get("holds", True)
         ]
@@ -48,10 +54,15 @@ def main() -> None:
         sys.exit(f"gemlens and a peer disagree: {'; '.join(different)}")
 
 
-def run_row(row: str, repeat: int) -> dict[str, Any]:
+def run_row(row: str, repeat: int, words: str = "") -> dict[str, Any]:
     print(f"\n{row}", flush=True)
     first_seed = secrets.randbelow(1 << 30)
-    found = [each for case in cases(row) if (each := run_case(row, case, first_seed, repeat))]
+    kept = _kept(row, repeat) if words else {}
+    found = [
+        each
+        for case in cases(row)
+        if (each := run_case(row, case, first_seed, repeat) if words in case.name else kept.get(case.name))
+    ]
     return {
         "row": row,
         "command": f"make bench ROWS={row}",
@@ -60,6 +71,15 @@ def run_row(row: str, repeat: int) -> dict[str, Any]:
         "versions": versions(),
         "cases": found,
     }
+
+
+def _kept(row: str, repeat: int) -> dict[str, Any]:
+    """Cases of the row's file, by name: of this machine, and of as many repetitions."""
+    file = page.RESULTS / f"{row}.json"
+    record = json.loads(file.read_text("utf-8")) if file.exists() else {"cases": []}
+    if record["cases"] and (record["machine"], record["repetitions"]) != (machine(), repeat):
+        sys.exit(f"{row} was measured on another machine or {record['repetitions']} times; leave out --case")
+    return {case["case"]: case for case in record["cases"]}
 
 
 def run_case(row: str, case: Case, first_seed: int, repeat: int) -> dict[str, Any] | None:

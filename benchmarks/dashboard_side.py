@@ -28,12 +28,12 @@ def model_of(folder: str) -> Any:
     from sae_lens import HookedSAETransformer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     return HookedSAETransformer.from_pretrained_no_processing(
         "google/gemma-3-270m",
         hf_model=module,
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        dtype=torch.bfloat16,
+        dtype=torch.float32,
         device="cpu",
     )
 
@@ -45,11 +45,11 @@ def sae_of(file: str) -> Any:
     tensors = load_file(file)
     d, width = tensors["W_enc"].shape
     config = JumpReLUSAEConfig(
-        d_in=d, d_sae=width, apply_b_dec_to_input=False, dtype="bfloat16", device="cpu",
+        d_in=d, d_sae=width, apply_b_dec_to_input=False, dtype="float32", device="cpu",
         metadata=SAEMetadata(hook_name=HOOK, model_name="google/gemma-3-270m"),
     )  # fmt: skip
     sae = JumpReLUSAE(config)
-    sae.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
+    sae.load_state_dict(tensors)
     return sae
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         for first in range(0, sae.cfg.d_sae, TOGETHER):
             config = SaeVisConfig(
                 hook_point=HOOK, features=list(range(first, first + TOGETHER)), minibatch_size_features=TOGETHER,
-                minibatch_size_tokens=32, dtype="bfloat16", device="cpu", cache_dir=Path(cache),
+                minibatch_size_tokens=32, dtype="float32", device="cpu", cache_dir=Path(cache),
                 ignore_positions=[0],  # BOS, as gemlens
             )  # fmt: skip
             SaeVisRunner(config).run(encoder=sae, model=model, tokens=rows)

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from timing import Aim, Case, Work
+from machine import multiplies_bfloat16
+from timing import Absent, Aim, Case, Work
 
 ROWS, TOP = 40, 100
 D, WIDTH, TEXTS, MATRICES = 2304, 16384, 400, 4
@@ -86,6 +87,8 @@ def _plain_way(model: Any, dictionaries: list[Any]) -> Any:
 
 def _side(way: Any, dtype: str) -> Any:
     def side(seed: int) -> Work:
+        if dtype == "bfloat16" and not multiplies_bfloat16():
+            raise Absent("this processor has no instructions for bfloat16")
         model, dictionaries = _loaded(dtype)
         items = _items(seed, ROWS + 2)
         return Work(way(model, dictionaries), [items[2:]], items[:2], [model.module, *dictionaries])
