@@ -72,7 +72,12 @@ def render(ablation: Ablation, console: Console) -> None:
     for index, info in enumerate(ablation.dictionaries):
         name = f"{info.release}/{info.category}/{info.id}"
         console.print(Text(plain(f"{info.site}  {name}", console), style="dim"))
-        console.print(_features(ablation, [each for each in ablation.features if each.dictionary == index], console))
+        features = [each for each in ablation.features if each.dictionary == index]
+        console.print(_features(ablation, features, console))
+        # A column of them would take its room from the numbers.
+        for each in features:
+            if label := label_text(ablation.labels, index, each.feature_id):
+                console.print(Text.assemble((f"{each.feature_id}: ", "dim"), plain(label, console)))
     console.print()
     console.print(Text(plain(heading(ablation), console), style="bold"))
     console.print(_next(ablation, console))
@@ -85,17 +90,20 @@ def _features(ablation: Ablation, features: list[AblatedFeature], console: Conso
     from rich.text import Text
 
     table = _table("feature", "max", "tokens", "KL", "KL at the end", "loss")
-    for header in ("strongest on", "label")[: 2 if ablation.labels else 1]:
-        table.add_column(header)
+    table.add_column("strongest on")
     for each in features:
         token = None if each.position is None else ablation.tokens[each.position]
-        figures = [str(each.feature_id), number(each.max_activation), str(each.active_tokens)]
-        figures += [f"{each.kl:.4f}", f"{each.kl_last:.4f}", f"{each.loss_change:+.4f}"]
-        where = Text("silent", style="dim")
-        if token is not None:
-            where = Text.assemble(plain(name_of(token), console), (f"  #{token.position}", "dim"))
-        label = Text(plain(label_text(ablation.labels, each.dictionary, each.feature_id), console))
-        table.add_row(*figures, where, *([label] if ablation.labels else []))
+        table.add_row(
+            str(each.feature_id),
+            number(each.max_activation),
+            str(each.active_tokens),
+            f"{each.kl:.4f}",
+            f"{each.kl_last:.4f}",
+            f"{each.loss_change:+.4f}",
+            Text("silent", style="dim")
+            if token is None
+            else Text.assemble(plain(name_of(token), console), (f"  #{token.position}", "dim")),
+        )
     return table
 
 
