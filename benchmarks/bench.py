@@ -58,6 +58,8 @@ def run_row(row: str, repeat: int, words: str = "") -> dict[str, Any]:
     print(f"\n{row}", flush=True)
     first_seed = secrets.randbelow(1 << 30)
     kept = _kept(row, repeat) if words else {}
+    if not any(words in case.name for case in cases(row)):
+        sys.exit(f"no case of {row} is called by {words!r}; there are {', '.join(case.name for case in cases(row))}")
     found = [
         each
         for case in cases(row)

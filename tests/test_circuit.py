@@ -304,7 +304,7 @@ def test_the_model_is_as_it_was(model):
 
 
 @pytest.mark.parametrize("site", ["resid_post.2", "mlp_out.3"])
-def test_a_steered_models_rows_add_up_and_what_steering_adds_is_nobodys_effect(site):
+def test_a_steered_models_rows_add_up_and_its_features_are_those_that_fire_in_it(site):
     model, sae = doubles(), random_sae(doubles(), site).double()
     transcoders = [each.double() for each in random_transcoders(model, 12)]
     plain = circuit(model, transcoders, PROMPT)

@@ -1,7 +1,7 @@
 """The attribution graph of a prompt, all features that fire: the starter's 18 transcoders, float32, all loaded.
 
 Against circuit-tracer with the same transcoders, without affine skips and with them, at the batch size that it is
-fastest with; the other two of 16, 64 and 256 were tried on a prompt each (docs/circuits.md).
+fastest with; the other two of 16, 64 and 256 were tried on a prompt each.
 """
 
 from __future__ import annotations
