@@ -1,5 +1,5 @@
 # make demo          install, analyse a prompt with the starter, say where the report is
-# make test          the whole test suite
+# make test          the whole test suite, on two processes; JOBS=8 takes more, each with models of its own
 # make check         format, lint, types, import direction
 # make test-compat   model and hook tests on the oldest transformers we support
 # make bench         gemlens beside its peers, in an environment of theirs: equality, then times; docs/performance.md
@@ -14,6 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
+JOBS ?= 2
 PEERS := benchmarks/.env-peers
 DASHBOARD := benchmarks/.env-dashboard
 BIN := $(VENV)/bin
@@ -30,7 +31,7 @@ demo: $(VENV)/.installed
 	@echo "The report: $(CURDIR)/outputs/gemma_scope_2_report.html"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses $(JOBS) --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests tools benchmarks examples

@@ -19,7 +19,8 @@ from gemlens.lm.gemma import activations, logits, writing
 from gemlens.records.choices import Item
 from gemlens.sites import Site, parse_site
 from gemlens.study import choice_gather
-from gemlens.study.choice_cause import _ablated, chosen_features, drawn_features, slice_of
+from gemlens.study.choice_ablation import Ablations, ablatable, ablated
+from gemlens.study.choice_cause import chosen_features, drawn_features
 from gemlens.study.choice_features import Source, pooled, streamed
 from gemlens.study.choice_parts import Parts, remove
 from gemlens.study.choice_pass import score_items
@@ -194,8 +195,8 @@ def test_ablating_takes_a_features_own_contribution_where_logits_are_scored(mode
     some = items(3)
     _, read, _ = read_texts(model, some)
     wanted = [7, 19]
-    part = slice_of(sae, [19, 7, 30])
-    found = score_items(model, read, lambda group: _ablated(model, group, {0: part}, [(0, each) for each in wanted]))
+    part = ablatable(sae, [19, 7, 30])
+    found = score_items(model, read, lambda group: ablated(model, group, {0: part}, [(0, each) for each in wanted]))
     clean = score_items(model, read)
     text = 0
     for each in read:
@@ -221,8 +222,8 @@ def test_ablating_nothing_and_what_never_fires_changes_nothing(model):
     _, read, _ = read_texts(model, items(4))
     clean = score_items(model, read)
     for features in ([], [(0, 5)]):
-        part = {0: slice_of(sae, [5])}
-        assert (score_items(model, read, lambda group, f=features, p=part: _ablated(model, group, p, f)) == clean).all()
+        part = {0: ablatable(sae, [5])}
+        assert (score_items(model, read, lambda group, f=features, p=part: ablated(model, group, p, f)) == clean).all()
 
 
 def test_a_transcoders_feature_is_taken_off_the_mlps_output(model):
@@ -230,8 +231,8 @@ def test_a_transcoders_feature_is_taken_off_the_mlps_output(model):
 
     sae = random_transcoders(model)[2]
     _, read, _ = read_texts(model, items(2))
-    part = slice_of(sae, range(40))
-    found = score_items(model, read, lambda group: _ablated(model, group, {0: part}, [(0, k) for k in range(40)]))
+    part = ablatable(sae, range(40))
+    found = score_items(model, read, lambda group: ablated(model, group, {0: part}, [(0, k) for k in range(40)]))
     whole, begin = ids_of(read[0], 0), read[0].begins[0]
     entry = activations(model, torch.tensor([whole]), [sae.reads])[sae.reads][0]
 
@@ -243,6 +244,33 @@ def test_a_transcoders_feature_is_taken_off_the_mlps_output(model):
 
     with writing(model, sae.writes, edit):
         assert found[0] == pytest.approx(plain(model, whole, begin), abs=2e-4)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("gemma3", 2), ("gemma2", 4)])
+def test_choices_that_no_feature_touches_are_not_read_again(kind, most, monkeypatch):
+    """The same scores as all items read with the edit; those of untouched choices bit for bit."""
+    from gemlens.study import choice_ablation
+
+    model = tiny_gemma(kind=kind)
+    parts = {key: ablatable(sae, range(12)) for key, sae in enumerate(dictionaries(model))}
+    _, read, _ = read_texts(model, items(14, most=most))
+    ablations = Ablations(model, read, parts, lambda _name, make: make())
+    inner, texts = choice_ablation.score_items, []
+
+    def counted(model, items, around):
+        texts.append(sum(len(item.begins) for item in items))
+        return inner(model, items, around)
+
+    monkeypatch.setattr(choice_ablation, "score_items", counted)
+    fewer = 0
+    for features in [[(0, 1)], [(1, 3)], [(2, 5)], [(0, 2), (2, 7), (1, 11)]]:
+        found = ablations.without(features)
+        whole = inner(model, read, lambda group, f=features: ablated(model, group, parts, f))
+        np.testing.assert_allclose(found, whole, atol=2e-4)
+        changed = np.abs(whole - ablations.clean) > 1e-3
+        assert not (found == ablations.clean)[changed].any()
+        fewer += texts[-1] < len(found) if len(texts) else 0
+    assert fewer and (ablations.without([(0, 1)]) is ablations.without([(0, 1)]))
 
 
 def test_the_record_of_a_cause_compares_like_with_like():
@@ -271,7 +299,7 @@ def test_a_dictionary_that_keeps_the_largest_has_no_ablation(model):
     sae = random_sae(model, "resid_post.3")
     sae.activation = TopK(3)
     with pytest.raises(InputError, match="--cause needs thresholds"):
-        slice_of(sae, [1])
+        ablatable(sae, [1])
 
 
 # Parts
@@ -307,6 +335,35 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_record(tmp_path, mon
     assert len(passes) <= 4 + 3  # a window is read once, unless it was killed while it was read
     remove(tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
+
+
+def test_a_cause_that_was_killed_goes_on_and_ends_in_the_same_record(tmp_path, monkeypatch):
+    from gemlens.study import choice_ablation
+
+    model = tiny_gemma()
+    options = {"cause": 2, "draws": 3, "lens_items": 0, "seed": 1}
+    whole = choices(model, dictionaries(model), items(), **options)
+    inner, passes, limit = choice_ablation.score_items, [], 5
+
+    def counted(*arguments):
+        passes.append(1)
+        if len(passes) == limit:
+            raise KeyboardInterrupt
+        return inner(*arguments)
+
+    def cut(**others):
+        passes.clear()
+        return choices(model, dictionaries(model), items(), folder=tmp_path / "cut", **options | others)
+
+    monkeypatch.setattr(choice_ablation, "score_items", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    limit = 10**6
+    kept = len(list((tmp_path / "cut").glob("cause-*")))
+    assert kept >= 4 and cut().cause == whole.cause
+    assert len(passes) <= len(list((tmp_path / "cut").glob("cause-*"))) - kept
+    assert cut().cause == whole.cause and not passes
+    assert cut(seed=2).cause != whole.cause and passes  # another half
 
 
 def test_another_runs_parts_are_not_taken_and_strange_files_not_deleted(tmp_path):

@@ -6,9 +6,10 @@ out stays in the cache until its exponentials are added. The same numbers as a s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gemlens.lm.gemma import Model, logits
 
@@ -47,17 +48,24 @@ def _part(model: Model, residual: Tensor, places: Tensor, targets: Tensor) -> tu
     head, cap = model.module.lm_head, model.config.final_logit_softcapping
     weight: Tensor = head.weight
     hidden = model.backbone.norm(residual).to(weight.dtype)  # type: ignore[operator]
-    sums: list[Tensor] = []
+    # One place for all blocks: between small tensors that stay, freed ones of 4 MB would each leave a hole.
+    out = hidden.new_empty(len(hidden), min(_ENTRIES, len(weight)))
+    wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    sums = torch.empty(math.ceil(len(weight) / _ENTRIES), len(hidden), device=residual.device)
     wanted = torch.empty(len(places), dtype=torch.float32, device=residual.device)
-    for first in range(0, len(weight), _ENTRIES):
-        scores = F.linear(hidden, weight[first : first + _ENTRIES]).float()
+    for block, first in enumerate(range(0, len(weight), _ENTRIES)):
+        entries = weight[first : first + _ENTRIES]
+        torch.mm(hidden, entries.T, out=out[:, : len(entries)])
+        scores = wide[:, : len(entries)]
+        if wide is not out:
+            scores.copy_(out[:, : len(entries)])
         if cap is not None:
-            scores = cap * torch.tanh(scores / cap)
-        here = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
+            scores.div_(cap).tanh_().mul_(cap)
+        here = ((targets >= first) & (targets < first + len(entries))).nonzero()[:, 0]
         wanted[here] = scores[places[here], targets[here] - first]
         # Logits lie far inside float32's exponents, so no maximum has to be found first; below is for others.
-        sums.append(scores.exp_().sum(dim=1))
-    total = torch.stack(sums).sum(dim=0)
+        torch.sum(scores.exp_(), dim=1, out=sums[block])
+    total = sums.sum(dim=0)
     if bool(torch.isfinite(total).all()) and float(total.min()) > 1e-30:
         return total.log(), wanted
     return _with_maxima(model, residual), wanted

@@ -1,9 +1,7 @@
 """Do the features that tell right from wrong decide anything? They are taken away where the scored logits are computed.
 
 1. On the first half of the items the features are chosen that fire most surely more for right choices.
-2. On the other half they are ablated at every token before a scored one: from the last of the context to the last but
-   one of the choice. (The last token itself, at which they were found, feeds no scored logit.) A feature's own
-   contribution, ``activation x decoder row``, is subtracted from what its dictionary writes; its error stays.
+2. On the other half they are ablated at every token before a scored one (``study.choice_ablation``).
 3. The change in margin and accuracy is held against draws of other features of the same dictionaries that are active
    about as often.
 
@@ -13,53 +11,21 @@ All features at once and each alone; each draw likewise, so that every effect ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gemlens.errors import InputError
-from gemlens.lm.forks import flat_places
-from gemlens.lm.gemma import Model, module_at, writing
-from gemlens.lm.hooks import read
 from gemlens.records.analysis import ActiveFeatures
 from gemlens.records.choices import Cause, CauseEffect, LayerTests
-from gemlens.scope.sae import SAE
-from gemlens.sites import Site
-from gemlens.study.choice_pass import score_items
+from gemlens.study.choice_ablation import Ablations, Named
 from gemlens.study.choice_tests import Sides
-from gemlens.study.choice_texts import Read, scored_pairs
 
-__all__ = ["Slice", "chosen_features", "drawn_features", "held_out_cause", "slice_of"]
+__all__ = ["chosen_features", "drawn_features", "held_out_cause"]
 
-Named = tuple[int, int]
-"""Dictionary and feature."""
 _ALIKE = 40
 """Features that a draw is made from: those active in the most similar number of texts."""
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """Some features of one dictionary, as an edit needs them."""
-
-    reads: Site
-    writes: Site
-    ids: list[int]
-    encoder: Tensor
-    """[features, d_in]"""
-    b_enc: Tensor
-    threshold: Tensor
-    decoder: Tensor
-    """[features, d_out]"""
-
-    def contribution(self, x: Tensor, which: Tensor) -> Tensor:
-        """[n, d_out] that features ``which`` add at activations ``x`` [n, d_in]."""
-        pre = x.to(self.encoder) @ self.encoder[which].T + self.b_enc[which]
-        return torch.where(pre > self.threshold[which], pre, 0.0) @ self.decoder[which]
 
 
 def chosen_features(tests: Sequence[LayerTests], count: int) -> list[Named]:
@@ -101,36 +67,14 @@ def drawn_features(
     return found
 
 
-def slice_of(sae: SAE, ids: Sequence[int]) -> Slice:
-    """Copies, so that the dictionary can go.
-
-    Raises:
-        InputError: a dictionary whose features fire by what others do (TopK).
-    """
-    wanted = torch.tensor(sorted(set(ids)), device=sae.b_enc.device)
-    least = sae.activation.least(sae.threshold[wanted])
-    if least is None:
-        raise InputError(
-            f"{sae.info.id} keeps the largest activations of a token; --cause needs thresholds: leave it out"
-        )
-    encoder, decoder = sae.encoder.rows(wanted).clone(), sae.decoder.rows(wanted).clone()
-    return Slice(sae.reads, sae.writes, wanted.tolist(), encoder, sae.b_enc[wanted].clone(), least.clone(), decoder)
-
-
 def held_out_cause(
-    model: Model,
-    items: Sequence[Read],
+    ablations: Ablations,
     sides: Sides,
-    slices: dict[int, Slice],
     chosen: Sequence[Named],
     draws: Sequence[Sequence[Named]],
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Cause:
-    """Ablate on ``items``, whose ``sides`` these are.
-
-    Args:
-        slices: of each dictionary, what is chosen or drawn.
-    """
+    """Ablate on the items of ``ablations``, whose ``sides`` these are, what is ``chosen`` and its ``draws``."""
     sets: list[tuple[Named, ...]] = [tuple(chosen), *((each,) for each in chosen)]
     stand_ins: list[list[tuple[Named, ...]]] = [
         [tuple(draw) for draw in draws],
@@ -138,16 +82,15 @@ def held_out_cause(
     ]
     if len(chosen) == 1:
         sets, stand_ins = sets[:1], stand_ins[:1]
-    total, done = 1 + len(sets) * (1 + len(draws)), 0
+    total, done = len(sets) * (1 + len(draws)), 0
+    clean = _margins(ablations.clean, sides)
 
     def margins(features: Sequence[Named]) -> NDArray[np.float64]:
         nonlocal done
-        scores = score_items(model, items, lambda group: _ablated(model, group, slices, features))
-        done += 1
         report(done, total)
-        return _margins(scores, sides)
+        done += 1
+        return _margins(ablations.without(features), sides)
 
-    clean = margins(())
     effects = []
     for features, others in zip(sets, stand_ins, strict=True):
         changed, drawn = margins(features), [margins(each) for each in others]
@@ -164,50 +107,10 @@ def held_out_cause(
             )
         )
     alone = tuple(effects[1:]) or tuple(effects)
-    return Cause(len(items), float((clean > 0).mean()), float(clean.mean()), effects[0], alone)
+    return Cause(len(ablations), float((clean > 0).mean()), float(clean.mean()), effects[0], alone)
 
 
 def _margins(scores: NDArray[np.float64], sides: Sides) -> NDArray[np.float64]:
     others = scores.copy()
     others[sides.gold] = -np.inf
     return scores[sides.gold] - np.maximum.reduceat(others, sides.first[:-1])
-
-
-@contextmanager
-def _ablated(
-    model: Model, group: Sequence[Read], slices: dict[int, Slice], features: Sequence[Named]
-) -> Iterator[None]:
-    """Without some features at the tokens whose logits are scored."""
-    places = flat_places([item.fork for item in group], [scored_pairs(item)[0] for item in group]).to(model.device)
-    by_dictionary: dict[int, list[int]] = {}
-    for dictionary, feature in features:
-        by_dictionary.setdefault(dictionary, []).append(feature)
-    with ExitStack() as stack:
-        for dictionary, ids in by_dictionary.items():
-            part = slices[dictionary]
-            which = torch.tensor([part.ids.index(each) for each in ids], device=part.encoder.device)
-            stack.enter_context(_without(model, part, which, places))
-        yield
-
-
-@contextmanager
-def _without(model: Model, part: Slice, which: Tensor, places: Tensor) -> Iterator[None]:
-    if part.reads == part.writes:
-
-        def edit(x: Tensor) -> Tensor:
-            flat = x.flatten(0, 1).clone()
-            flat[places] -= part.contribution(flat[places], which).to(flat)
-            return flat.view_as(x)
-
-        with writing(model, part.writes, edit):
-            yield
-        return
-    with read(*module_at(model, part.reads), keep=lambda x: x.flatten(0, 1)[places]) as seen:
-
-        def less(x: Tensor) -> Tensor:
-            flat = x.flatten(0, 1).clone()
-            flat[places] -= part.contribution(seen.pop(), which).to(flat)
-            return flat.view_as(x)
-
-        with writing(model, part.writes, less):
-            yield

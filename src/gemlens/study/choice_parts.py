@@ -2,7 +2,8 @@
 
     FOLDER/run.json                    what made the parts; another run's are thrown away
     FOLDER/0003-model.safetensors      a window of items: scores, and activations until all dictionaries have seen them
-    FOLDER/0003-07.safetensors         features that dictionary 7 found in them
+    FOLDER/0003-007.safetensors        features that dictionary 7 found in them
+    FOLDER/cause-3f0a….safetensors     scores of the held-out half without some features
 
 A part is whole once it has its name. Items are cut into windows by their order alone, so that a run that was killed
 computes the batches of an unbroken one, and ends in the same bytes.

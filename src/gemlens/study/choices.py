@@ -7,7 +7,7 @@
 4. Over all items: accuracy, overlap of right and wrong, tests of every feature (``study.choice_tests``).
 5. Dictionaries once more, those with something to show: examples token by token, and ablation on the held-out half.
 
-With a folder, each part of 2 and 3 is kept there as it is done, and a run that was killed goes on.
+With a folder, each part of 2 and 3 and each ablation is kept there as it is done, and a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gemlens import __version__
 from gemlens.errors import InputError
@@ -30,7 +31,8 @@ from gemlens.records.analysis import ActiveFeatures
 from gemlens.records.choices import Cause, Choices, Example, Item, LayerTests, MarginLens, Pooling, Skipped
 from gemlens.scope.sae import SAE
 from gemlens.study.analysis import provenance_of
-from gemlens.study.choice_cause import chosen_features, drawn_features, held_out_cause, slice_of
+from gemlens.study.choice_ablation import Ablations, ablatable
+from gemlens.study.choice_cause import chosen_features, drawn_features, held_out_cause
 from gemlens.study.choice_examples import examples_of, shown_features
 from gemlens.study.choice_features import POOLINGS, Source, streamed
 from gemlens.study.choice_gather import Report, Run, gather
@@ -171,11 +173,11 @@ def _look_again(
     both = [*chosen, *(each for draw in drawn for each in draw)]
     needed = {index: [feature for dictionary, feature in both if dictionary == index] for index in range(len(tests))}
     which = [index for index, each in enumerate(tests) if each.features or needed[index]]
-    slices, examples = {}, []
+    selected, examples = {}, []
     for index, sae in zip(which, streamed([run.sources[index] for index in which]), strict=True):
         run.report("Examples", which.index(index), len(which))
         if needed[index]:
-            slices[index] = slice_of(sae, needed[index])
+            selected[index] = ablatable(sae, needed[index])
         examples += examples_of(run.model, sae, index, shown_features(tests[index]), features[index], run.items, sides)
     if not chosen:
         return examples, None
@@ -187,7 +189,13 @@ def _look_again(
     first = np.cumsum([0, *counts])
     gold = first[:-1] + (sides.gold - sides.first[:-1])[other]
     of_half = Sides(first, gold, np.zeros(first[-1], dtype=np.int64), sides.same_last[other])
-    return examples, held_out_cause(run.model, there, of_half, slices, chosen, drawn, partial(run.report, "Ablating"))
+    run.report("Scoring the held-out half", 0, 1)
+    ablations = Ablations(run.model, there, selected, partial(_kept, run.parts, f"seed {seed}"))
+    return examples, held_out_cause(ablations, of_half, chosen, drawn, partial(run.report, "Ablating"))
+
+
+def _kept(parts: Parts, of: str, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    return parts.get("cause-" + hashlib.sha256(f"{of} {name}".encode()).hexdigest()[:24], make)
 
 
 def _rows(n_tokens: NDArray, token: Pooling) -> tuple[NDArray, NDArray]:
