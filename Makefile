@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	@echo "The report: $(CURDIR)/outputs/gemma_scope_2_report.html"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest tests --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests tools benchmarks examples

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "multiplies_bfloat16", "versions"]
+__all__ = ["machine", "versions"]
 
 _PACKAGES = (
     "torch",
@@ -34,11 +34,6 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "device": "cpu",
     }
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without, torch takes many times as long as for float32."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(machine()["instructions"]))
 
 
 def versions() -> dict[str, str]:

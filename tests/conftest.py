@@ -14,6 +14,14 @@ from gemlens.lm.gemma import Model
 from tiny import tiny_gemma
 
 
+# Minutes each. They come first, or one process would end with them while the others have nothing left to do.
+_LONG = ("test_collect_ray", "test_starter_dictionaries", "test_edits_starter", "test_collect_starter", "test_ranks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """The models here are so small that a second thread only costs."""

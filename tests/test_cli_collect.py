@@ -34,6 +34,7 @@ def elsewhere(tmp_path, monkeypatch, no_token):
 
 def arguments(world, *more, sites="resid_post.1,resid_post.3", tokens="5k", out="acts"):
     names = {"--model-id": world.model, "--texts": "text.txt", "--sites": sites, "--tokens": tokens, "--out": out}
+    names["--dtype"] = "bfloat16"  # the same on every processor
     return ["collect", "activations", *(str(part) for pair in names.items() for part in pair), *more]
 
 

@@ -345,6 +345,7 @@ def test_dictionaries_are_dealt_out_to_processes(world, capsys, monkeypatch):
         "tokens": "2k",
         "held_out": "texts/b.txt",
         "buffer": None,
+        "dtype": "bfloat16",
     }
     assert run(capsys, *arguments(world, out="alone", **told), "--no-dead").code == 0
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -27,7 +27,7 @@ HEAVY = {
     "pyarrow",
 }
 
-LEAVES = {"batched", "errors", "files", "hub", "parts", "paths", "ranges", "records", "sites", "web"}
+LEAVES = {"batched", "errors", "files", "hub", "parts", "paths", "precision", "ranges", "records", "sites", "web"}
 MAY_IMPORT = {
     "scope": LEAVES,
     "lm": LEAVES,

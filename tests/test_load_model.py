@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from fake_hub import FakeHub, connected
+from gemlens import precision
 from gemlens.errors import GemlensError, InputError, MismatchError, NotFoundError, WeightsError
 from gemlens.lm.gemma import activations, generate, logits
 from gemlens.lm.load import load_model, pick_device, pick_dtype
@@ -231,6 +232,13 @@ def test_auto_takes_an_accelerator_where_there_is_one(monkeypatch):
     assert pick_dtype("auto", torch.device("cpu")) == pick_dtype("auto", torch.device("mps")) == torch.float32
 
 
+def test_quick_is_bfloat16_only_where_the_processor_multiplies_it(monkeypatch):
+    for there, expected in [(True, torch.bfloat16), (False, torch.float32)]:
+        monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda there=there: there)
+        assert pick_dtype("quick", torch.device("cpu")) == expected
+        assert pick_dtype("quick", torch.device("cuda")) == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["tpu", "", "cpu:x", "cuda:x", "CPU", "cuda:-1"])
 def test_an_unknown_device(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -239,7 +247,7 @@ def test_an_unknown_device(name, monkeypatch):
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read():
-    with pytest.raises(InputError, match="no dtype is called 'float8'; use auto, float32, bfloat16, float16"):
+    with pytest.raises(InputError, match="no dtype is called 'float8'; use auto, quick, float32, bfloat16, float16"):
         load_model("/nowhere/at/all", dtype="float8", **CPU)
 
 

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from machine import multiplies_bfloat16
 from timing import Absent, Aim, Case, Work
 
 ROWS, TOP = 200, 100
@@ -86,7 +85,9 @@ def _plain_way(model: Any, dictionaries: list[Any]) -> Any:
 
 def _side(way: Any, dtype: str) -> Any:
     def side(seed: int) -> Work:
-        if dtype == "bfloat16" and not multiplies_bfloat16():
+        from gemlens.precision import cpu_multiplies_bfloat16
+
+        if dtype == "bfloat16" and not cpu_multiplies_bfloat16():
             raise Absent("this processor has no instructions for bfloat16")
         model, dictionaries = _loaded(dtype)
         items = _items(seed, ROWS + 2)

@@ -66,8 +66,12 @@ def activations(
     row_length: Annotated[int, typer.Option(help="Tokens of a row of text, BOS included.", metavar="INT")] = 256,
     dtype: Annotated[
         Dtype,
-        typer.Option(help="Of model and activations: auto, float32, bfloat16 or float16.", metavar="NAME"),
-    ] = Dtype.bfloat16,
+        typer.Option(
+            help="Of model and activations: auto, quick, float32, bfloat16 or float16; quick is bfloat16 wherever the "
+            "processor has instructions for it, else float32.",
+            metavar="NAME",
+        ),
+    ] = Dtype.quick,
     seed: Annotated[int, typer.Option(help="Of the order of the text.", metavar="INT")] = 0,
     device: DeviceOption = Device.auto,
 ) -> None:

@@ -67,6 +67,7 @@ class Device(StrEnum):
 
 class Dtype(StrEnum):
     auto = "auto"
+    quick = "quick"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -148,7 +149,10 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
-        "--dtype", help="auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA, else float32.", metavar="NAME"
+        "--dtype",
+        help="auto, quick, float32, bfloat16 or float16; auto is bfloat16 on CUDA, else float32; quick is bfloat16 "
+        "wherever the processor has instructions for it.",
+        metavar="NAME",
     ),
 ]
 ExportOption = Annotated[

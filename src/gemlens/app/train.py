@@ -113,8 +113,13 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights and of the order of the text.", metavar="INT")] = FitConfig.seed,
     model_id: ModelOption = DEFAULT_MODEL,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.", metavar="NAME")
-    ] = Dtype.bfloat16,
+        Dtype,
+        typer.Option(
+            help="Of the model: auto, quick, float32, bfloat16 or float16; quick is bfloat16 wherever the processor "
+            "has instructions for it, else float32.",
+            metavar="NAME",
+        ),
+    ] = Dtype.quick,
     row_length: Annotated[int, typer.Option(help="Tokens of a row of text, BOS included.", metavar="INT")] = 256,
     passes: Annotated[
         int, typer.Option(help="How often to read the texts, each time in another order.", metavar="INT")

@@ -39,7 +39,7 @@ def write_refitted(
     """
     if not trained:
         return [], {}
-    model, place = load_model_only(console, source.model_id, device=device, dtype="bfloat16")
+    model, place = load_model_only(console, source.model_id, device=device, dtype="quick")
     from gemlens.train.outputs import write_dictionary
     from gemlens.train.refit import refit
 

