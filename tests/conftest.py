@@ -13,7 +13,6 @@ import torch
 from gemlens.lm.gemma import Model
 from tiny import tiny_gemma
 
-
 # Minutes each. They come first, or one process would end with them while the others have nothing left to do.
 _LONG = ("test_collect_ray", "test_starter_dictionaries", "test_edits_starter", "test_collect_starter", "test_ranks")
 
