@@ -33,8 +33,8 @@ __all__ = ["Ablations", "Kept", "Named", "ablatable", "ablated"]
 Named = tuple[int, int]
 """Dictionary and feature."""
 
-
 Kept = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""Of a name and what makes some tensors: these, made now or in an earlier run."""
 
 
 def ablatable(sae: SAE, ids: Sequence[int]) -> Selected:
@@ -51,11 +51,10 @@ def ablatable(sae: SAE, ids: Sequence[int]) -> Selected:
 
 
 class Ablations:
-    """Scores of some items without any features asked for; the model reads a choice again only where one fires.
+    """Scores of some items without the features asked for; the model reads a choice again only where one fires.
 
     Args:
         parts: by dictionary, the features that may be asked for.
-        kept: of a name and what makes some tensors: these, made now or in an earlier run.
     """
 
     def __init__(self, model: Model, items: Sequence[Read], parts: Mapping[int, Selected], kept: Kept) -> None:
