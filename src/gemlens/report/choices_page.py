@@ -260,9 +260,9 @@ def _effect(name: str, effect: CauseEffect, accuracy: float) -> dict[str, str]:
     drawn = effect.random_margin_change
     return {
         "name": name,
-        "margin": f"{effect.margin_change:+.3f} ± {effect.margin_error:.3f}",
+        "margin": f"{effect.margin_change:+.2g} ± {effect.margin_error:.2g}",
         "accuracy": f"{100 * (effect.accuracy - accuracy):+.1f}",
-        "random": f"{np.mean(drawn):+.3f} ({min(drawn):+.3f} to {max(drawn):+.3f})",
+        "random": f"{np.mean(drawn):+.2g} ({min(drawn):+.2g} to {max(drawn):+.2g})",
         "random_accuracy": f"{100 * (np.mean(effect.random_accuracy) - accuracy):+.1f}",
         "p": _p(effect.p),
     }

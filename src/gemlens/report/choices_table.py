@@ -52,7 +52,7 @@ def render(found: Choices, console: Console, *, labels: Labels = ()) -> None:
         drawn = effect.random_margin_change
         console.print()
         console.print(
-            f"ablating {len(effect.features)} on {found.cause.items} other {what}: margin {effect.margin_change:+.3f} "
-            f"nats, {len(drawn)} random draws {min(drawn):+.3f} to {max(drawn):+.3f}, p {effect.p:.2g}; accuracy "
+            f"ablating {len(effect.features)} on {found.cause.items} other {what}: margin {effect.margin_change:+.2g} "
+            f"nats, {len(drawn)} random draws {min(drawn):+.2g} to {max(drawn):+.2g}, p {effect.p:.2g}; accuracy "
             f"{100 * found.cause.accuracy:.1f} to {100 * effect.accuracy:.1f} %"
         )
