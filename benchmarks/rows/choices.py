@@ -2,7 +2,8 @@
 
 The plain way reads each solution on its own, keeps all hidden states and all logits, and encodes every token densely
 at every layer; ours reads what two solutions share once. The rows are real PIQA from GEMLENS_SHARED; without it, the
-fifty that ship with gemlens. 26 dictionaries, as many as Gemma 2 2B has layers, see the last tokens of 200 rows.
+fifty that ship with gemlens, and no 200 rows. 26 dictionaries, as many as Gemma 2 2B has layers, see the last tokens of
+200 rows.
 """
 
 from __future__ import annotations
